@@ -1,0 +1,35 @@
+# `make demo` and `make test` need Python 3.11+ and Java 17+, and install everything else into .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint wheel clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Nightlist needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@command -v java >/dev/null || [ -x "$$JAVA_HOME/bin/java" ] || { echo "no Java: Spark needs Java 17 or newer; install it, or set JAVA_HOME"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[jobs,api,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/nightlist demo
+
+test: install wheel
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Spark's --py-files takes a .zip and ignores a .whl: the same archive under both names.
+wheel: install
+	@rm -rf build dist
+	@$(BIN)/python -m build --quiet --wheel
+	@cp dist/nightlist-*.whl dist/nightlist.zip
+
+clean:
+	rm -rf .venv build dist nightlist-demo nightlist-data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,147 @@
+"""`nightlist demo`: a whole night over a small made-up world, and its lists to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from jobs.commands.options import json_option, reporting
+from jobs.config import load_settings
+from jobs.manifest import Report
+from jobs.nightly import make
+from jobs.progress import Terminal
+from jobs.spark import session
+from jobs.world import World, generate
+from lookup_api.readers import open_reader
+from schemas.columns import ITEM_ID, TS, USER_ID
+from schemas.lists import ServedList
+from schemas.settings import CONFIG_FILE
+
+CONFIG = """\
+# Written by `nightlist demo`. `nightlist init` writes a file with every setting.
+[input]
+events = "world/events"
+items = "world/items"
+users = "world/users"
+blocks = "world/blocks"
+
+[events]
+weights = { watch = 1.0, like = 2.0 }
+
+[popular]
+segments = ["country"]
+
+[dataset]
+parts = 8
+
+[paths]
+runs = "runs"
+
+[store]
+path = "store"
+"""
+SHOWN = 8
+"""Titles a column."""
+
+
+@dataclass
+class Demo(Report):
+    """A night's report, and three of its users for a person to look at."""
+
+    folder: Path = Path()
+    world: World = World()
+
+    def show(self, console: Console) -> None:
+        """What three users watched and were given, how good the lists are, and what to type next."""
+        titles = _titles(self.folder)
+        for user in _three_users(self.folder):
+            console.print(_side_by_side(self.folder, user, titles))
+        measured = (self.line()["metrics"] or {}).get("holdout")
+        if measured:
+            ours, popular = measured["ndcg@20"], measured["popular_ndcg@20"]
+            console.print(
+                f"On the held-out day {self.world.end}, trained on the days before: NDCG@20 {ours:.3f}, popularity alone "
+                f"{popular:.3f} ({ours / popular:.1f} times), over {measured['users']} users.\n"
+            )
+        console.print(f"Run {self.line()['run_id']} is live. Now try:\n{_next(self.folder)}", markup=False)
+
+
+def _next(folder: Path) -> str:
+    config = f"--config {folder / CONFIG_FILE}"
+    return (
+        f"  nightlist serve {config}\n"
+        f"  curl 'http://127.0.0.1:8080/v1/users/{_three_users(folder)[0]}/recommendations?n=5'\n"
+        f"  nightlist runs {config}\n"
+        f"  nightlist init      # for your own data"
+    )
+
+
+def _titles(folder: Path) -> dict[str, str]:
+    items = pq.read_table(folder / "world" / "items", columns=[ITEM_ID, "title"])
+    return dict(zip(items[ITEM_ID].to_pylist(), items["title"].to_pylist(), strict=True))
+
+
+def _watched(folder: Path) -> pa.Table:
+    events = pq.read_table(folder / "world" / "events", columns=[USER_ID, ITEM_ID, "event", TS])
+    return events.filter(pc.equal(events["event"], "watch"))
+
+
+def _three_users(folder: Path) -> list[str]:
+    """Three users with a history that is long enough to show and short enough to be a person's."""
+    counts = _watched(folder).group_by(USER_ID).aggregate([(ITEM_ID, "count_distinct")]).to_pylist()
+    found = sorted(row[USER_ID] for row in counts if SHOWN <= row[f"{ITEM_ID}_count_distinct"] <= 60)
+    return [found[len(found) * place // 4] for place in (1, 2, 3)]
+
+
+def _side_by_side(folder: Path, user: str, titles: dict[str, str]) -> Table:
+    """One user's latest views beside the list that is served."""
+    watched = _watched(folder)
+    mine = watched.filter(pc.equal(watched[USER_ID], user)).sort_by([(TS, "descending")])
+    latest = list(dict.fromkeys(mine[ITEM_ID].to_pylist()))[:SHOWN]
+    given = _served(folder, user)
+    table = Table(f"{user} watched", "is given", "because of", title_justify="left")
+    for place in range(SHOWN):
+        item = given.items[place] if place < len(given.items) else None
+        source = given.sources[place].replace("+", ", ") if item else ""
+        seen = titles[latest[place]] if place < len(latest) else ""
+        table.add_row(seen, titles.get(item or "", ""), source)
+    return table
+
+
+def _served(folder: Path, user: str) -> ServedList:
+    reader = open_reader(load_settings(folder / CONFIG_FILE).store)
+    try:
+        release = reader.release()
+        found = reader.get(release.run_id, "user", user) if release else None
+    finally:
+        reader.close()
+    assert found, "the night has just published this user's list"
+    return found
+
+
+def run(demo: Demo) -> None:
+    """Make the world, where it is not there yet, and the night of its last day."""
+    demo.folder.mkdir(parents=True, exist_ok=True)
+    (demo.folder / CONFIG_FILE).write_text(CONFIG, encoding="utf-8")
+    settings = load_settings(demo.folder / CONFIG_FILE)
+    progress = Terminal()
+    if not (demo.folder / "world" / "truth_items").exists():
+        progress.note(f"making a world of {demo.world.users:,} users and {demo.world.items:,} videos in {demo.folder / 'world'}")
+        generate(session(settings.spark), demo.world, demo.folder / "world")
+    make(settings, demo.world.end, demo, progress)
+
+
+@click.command()
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default="nightlist-demo", show_default=True)
+@click.option("--users", type=click.IntRange(min=100), default=1_000, show_default=True, help="Users of the world.")
+@json_option
+def demo(folder: Path, users: int, as_json: bool) -> None:
+    """Run a whole night over a small made-up video platform, on the embedded store, and show three users' lists."""
+    with reporting(Demo(folder=folder, world=World(users=users)), as_json) as report:
+        run(report)

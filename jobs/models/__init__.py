@@ -1,0 +1,103 @@
+"""Candidate models: millions of items to a few hundred a user, one file a model, found by being here.
+
+A model's file holds a frozen `Settings` class, which becomes its section of nightlist.toml, and a class `Model` that
+keeps the protocol below. All of them speak dense item numbers (0 .. items - 1); ids are the dataset's and the build's.
+"""
+
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from schemas.lists import Kind
+from schemas.settings import Section
+
+NONE = -1
+"""Pads `Candidates.items` where a user has fewer candidates than asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """All that a model may learn from, one row a user in (bucket, user_id) order.
+
+    `weights`: users x items, float32, r > 0 (impressions are not in it); `ages`: the same pattern, float32, days from
+    the pair's latest event to the end of the day trained on; `segments`: per column one value (or None) a user.
+    """
+
+    weights: csr_matrix
+    ages: csr_matrix
+    segments: Mapping[str, NDArray[np.object_]]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """Some users to find candidates for: the rows of `weights` and `ages` (as in training) and of `excluded` (seen or
+    blocked items, any stored entry) are users; `eligible` says per item whether anybody may be shown it today."""
+
+    weights: csr_matrix
+    ages: csr_matrix
+    excluded: csr_matrix
+    eligible: NDArray[np.bool_]
+
+
+class Candidates(NamedTuple):
+    """`items`: users x n, int32, best first, padded with NONE; `scores`: users x n, float32, -inf where padded."""
+
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
+class ItemList(NamedTuple):
+    """A list that is nobody's own: `key` is an item number for kind `similar`, a popular key for kind `popular`."""
+
+    kind: Kind
+    key: int | str
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
+class CandidateModel(Protocol):
+    """One trained model. Candidates are exact, hold no excluded or ineligible item, and break ties by the lower number."""
+
+    @classmethod
+    def fit(cls, training: Training, settings: Section, fitted: Mapping[str, "CandidateModel"]) -> Self:
+        """Learn from `training`; `fitted` are the models that `requires` names."""
+
+    def candidates(self, users: Users, n: int) -> Candidates:
+        """At most n candidates a user; an item that the model knows nothing of is none."""
+
+    def lists(self, eligible: NDArray[np.bool_], n: int) -> Iterator[ItemList]:
+        """The model's lists of other kinds than `user`, of eligible items only."""
+
+    def save(self, folder: Path) -> None:
+        """Write into an empty folder; no pickle."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """What `save` wrote; arrays are memory-mapped, so that the workers of a node share them."""
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all models, sorted."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+
+
+def module(name: str) -> ModuleType:
+    """The file of one model."""
+    return import_module(f"jobs.models.{name}")
+
+
+def requires(name: str, settings: Section) -> tuple[str, ...]:
+    """The models that this one is built from under these settings; most need none."""
+    needs = getattr(module(name), "requires", None)
+    return tuple(needs(settings)) if needs else ()

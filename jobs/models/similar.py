@@ -1,0 +1,162 @@
+"""Item-to-item: what goes with this item, by co-occurrence with shrinkage or by the cosine of ALS factors.
+
+A user's candidates are what is similar to the history: score(u, j) = sum over i in the history of h(age) * s(i, j), where
+h halves with age (item-based top-N, Deshpande and Karypis, "Item-Based Top-N Recommendation Algorithms", TOIS 2004).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.sparse import csr_matrix, vstack
+
+from jobs.models import CandidateModel, Candidates, ItemList, Training, Users
+from jobs.models._top import empty, top_n
+from schemas.settings import Section
+
+BLOCK = 256
+"""Rows scored at a time: the block's scores against all items bound the memory."""
+
+
+class Settings(Section):
+    """Item-to-item similarity."""
+
+    method: Literal["cooccurrence", "factors"] = "cooccurrence"
+    """Users in common, or the cosine of ALS item factors (needs `als` among retrieve.models or trains it beside)."""
+    neighbours: int = Field(50, ge=1)
+    """Similar items kept for each item."""
+    shrinkage: float = Field(30.0, ge=0)
+    """Co-occurrence: similarity counts half at so much in common; it keeps chance pairs of rare items down."""
+    half_life_days: float = Field(14.0, ge=0)
+    """Co-occurrence: a pair counts half for every such stretch since its latest event; 0: all pairs count alike."""
+    history_half_life_days: float = Field(30.0, ge=0)
+    """Candidates: an item of the history counts half for every such stretch; 0: the whole history counts alike."""
+    max_history: int = Field(500, ge=2)
+    """Co-occurrence: only a user's latest so many items count; one bot with 50,000 would make 2.5 billion pairs."""
+
+
+def requires(settings: Settings) -> tuple[str, ...]:
+    """Factors come from the trained `als`."""
+    return ("als",) if settings.method == "factors" else ()
+
+
+class Model:
+    """A sparse matrix of similarities."""
+
+    def __init__(self, similarities: csr_matrix, history_half_life_days: float) -> None:
+        """`similarities`: items x items, float32 > 0, at most `neighbours` a row, none on the diagonal."""
+        self.similarities, self.history_half_life_days = similarities, history_half_life_days
+
+    @classmethod
+    def fit(cls, training: Training, settings: Settings, fitted: Mapping[str, CandidateModel] | None = None) -> Self:
+        """Deterministic; memory is bounded by BLOCK rows of similarities against all items."""
+        if settings.method == "factors":
+            blocks = _cosine_blocks(fitted["als"])
+        else:
+            histories = normalised(latest(training.ages, settings.max_history), settings.half_life_days)
+            blocks = _cooccurrence_blocks(histories, settings.shrinkage)
+        strongest = [_strongest(block, start, settings.neighbours) for start, block in blocks]
+        return cls(vstack(strongest, format="csr"), settings.history_half_life_days)
+
+    def candidates(self, users: Users, n: int) -> Candidates:
+        """Items similar to the user's history, weighted by its age."""
+        rows, items = users.ages.shape
+        histories = decayed(users.ages, self.history_half_life_days)
+        found = empty(rows, min(n, items))
+        for start in range(0, rows, BLOCK):
+            block = slice(start, start + BLOCK)
+            scores = (histories[block] @ self.similarities).toarray()
+            scores[(scores <= 0) | ~users.eligible] = -np.inf
+            excluded = users.excluded[block]
+            scores[np.repeat(np.arange(scores.shape[0]), np.diff(excluded.indptr)), excluded.indices] = -np.inf
+            found.items[block], found.scores[block] = top_n(scores, n)
+        return found
+
+    def lists(self, eligible: NDArray[np.bool_], n: int) -> Iterator[ItemList]:
+        """One list for each item that has a neighbour to show."""
+        for item in range(self.similarities.shape[0]):
+            row = slice(*self.similarities.indptr[item : item + 2])
+            items, scores = self.similarities.indices[row], self.similarities.data[row]
+            shown = eligible[items]
+            items, scores = items[shown], scores[shown]
+            if items.size:
+                best = np.lexsort((items, -scores))[:n]
+                yield ItemList("similar", item, items[best], scores[best])
+
+    def save(self, folder: Path) -> None:
+        """The three arrays of the CSR matrix, and the half-life."""
+        for name in ("data", "indices", "indptr"):
+            np.save(folder / f"{name}.npy", getattr(self.similarities, name))
+        np.save(folder / "half_life.npy", np.float64(self.history_half_life_days))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """What `save` wrote."""
+        data, indices, indptr = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("data", "indices", "indptr"))
+        similarities = csr_matrix((data, indices, indptr), shape=(indptr.size - 1,) * 2)
+        return cls(similarities, float(np.load(folder / "half_life.npy")))
+
+
+def latest(ages: csr_matrix, max_history: int) -> csr_matrix:
+    """The same ages, only of each user's `max_history` latest items (the lower number first on a tie)."""
+    lengths = np.diff(ages.indptr)
+    if lengths.max(initial=0) <= max_history:
+        return ages
+    user_of = np.repeat(np.arange(lengths.size), lengths)
+    order = np.lexsort((ages.indices, ages.data, user_of))
+    rank = np.arange(order.size) - np.repeat(ages.indptr[:-1], lengths)
+    kept = np.sort(order[rank < max_history])
+    indptr = np.r_[0, np.cumsum(np.minimum(lengths, max_history))]
+    return csr_matrix((ages.data[kept], ages.indices[kept], indptr), shape=ages.shape)
+
+
+def decayed(ages: csr_matrix, half_life_days: float) -> csr_matrix:
+    """0.5 ** (age / half-life) in place of each age, float32; 1 where there is no half-life."""
+    weights = np.exp2(-ages.data / half_life_days) if half_life_days else np.ones_like(ages.data)
+    return csr_matrix((weights.astype(np.float32), ages.indices, ages.indptr), shape=ages.shape)
+
+
+def normalised(ages: csr_matrix, half_life_days: float) -> csr_matrix:
+    """sqrt(decay / length of the user's history): then each user adds at most 1 to all that an item has in common."""
+    weights = decayed(ages, half_life_days)
+    lengths = np.diff(ages.indptr)
+    weights.data = np.sqrt(weights.data / np.repeat(lengths, lengths)).astype(np.float32)
+    return weights
+
+
+def _cooccurrence_blocks(histories: csr_matrix, shrinkage: float) -> Iterator[tuple[int, csr_matrix]]:
+    """Rows of s(i, j) = c / sqrt(n_i n_j) * c / (c + shrinkage), where c = B'B off its diagonal and n is the diagonal."""
+    by_item = histories.T.tocsr()
+    # Roots first: the product of two n, each decayed for years, underflows to 0.
+    roots = np.sqrt(np.asarray(by_item.power(2).sum(axis=1)).ravel())
+    for start in range(0, by_item.shape[0], BLOCK):
+        common = (by_item[start : start + BLOCK] @ histories).tocsr()
+        common.sort_indices()
+        row_of = start + np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
+        c = common.data
+        common.data = c / (roots[row_of] * roots[common.indices]) * (c / (c + np.float32(shrinkage)))
+        yield start, common
+
+
+def _cosine_blocks(als: CandidateModel) -> Iterator[tuple[int, csr_matrix]]:
+    """Rows of the cosine of item factors; items without a pair, and negative cosines, count 0."""
+    factors = np.where(als.known[:, None], als.item_factors, 0.0).astype(np.float32)
+    lengths = np.linalg.norm(factors, axis=1, keepdims=True)
+    factors = np.divide(factors, lengths, out=np.zeros_like(factors), where=lengths > 0)
+    for start in range(0, factors.shape[0], BLOCK):
+        yield start, csr_matrix(np.maximum(factors[start : start + BLOCK] @ factors.T, 0))
+
+
+def _strongest(block: csr_matrix, start: int, neighbours: int) -> csr_matrix:
+    """The strongest neighbours of each row, without the item itself; row 0 of the block is item `start`."""
+    row_of = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    others = (block.indices != start + row_of) & (block.data > 0)
+    row_of, items, values = row_of[others], block.indices[others], block.data[others]
+    order = np.lexsort((items, -values, row_of))
+    first = np.searchsorted(row_of, np.arange(block.shape[0]))
+    rank = np.arange(order.size) - first[row_of[order]]
+    kept = order[rank < neighbours]
+    return csr_matrix((values[kept], (row_of[kept], items[kept])), shape=block.shape, dtype=np.float32)

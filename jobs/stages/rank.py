@@ -1,0 +1,61 @@
+"""Stage 5: one score a (user, item). For now a blend of the models' ranks; learned rankers take this place later."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.buckets import Buckets, read_bucket
+from jobs.candidates import Entries, rank_within
+from jobs.config import RankSettings
+from jobs.dataset import Dataset
+from jobs.run import Counts
+
+
+def blend(out: Path, buckets: Buckets, dataset: Path, candidates: Path, settings: RankSettings, models: int) -> Counts:
+    """Write each user's candidates of so many models, each item once, best first. One model's order and scores stay its own."""
+    return {"rows": buckets.each(out, partial(bucket_ranked, dataset, candidates, settings if models > 1 else None))}
+
+
+def bucket_ranked(dataset: Path, candidates: Path, settings: RankSettings | None, bucket: int) -> pa.Table:
+    """The ranked candidates of one bucket; without settings there is nothing to blend."""
+    user_ids, users = Dataset(dataset).bucket(bucket)
+    entries = Entries.of(read_bucket(candidates, bucket))
+    return (fuse(entries, np.diff(users.weights.indptr), settings) if settings else entries).table(user_ids)
+
+
+def fuse(entries: Entries, history: NDArray[np.int64], settings: RankSettings) -> Entries:
+    """Weighted reciprocal rank fusion: score(u, i) = sum over models m that propose i of weight(m, u) / (k + rank(m, u, i)).
+
+    (Cormack, Clarke, Buettcher, "Reciprocal Rank Fusion Outperforms Condorcet", SIGIR 2009, with weights.) A personal
+    model's weight grows with the user's `history` (items, one number a user). `sources` of the result are the proposing
+    models, sorted, joined by `+`; an equal score is decided by the lower item number.
+    """
+    trust = history / (history + settings.short_history) if settings.short_history else np.ones(history.size)
+    weights = np.array([settings.weights.get(name, 0.0) for name in entries.names])
+    personal = np.array([name != "popular" for name in entries.names])
+    parts = weights[entries.sources] * np.where(personal[entries.sources], trust[entries.row], 1.0)
+    parts = parts / (settings.smoothing + entries.ranks)
+    order = np.lexsort((entries.sources, entries.items, entries.row))
+    row, items, sources = entries.row[order], entries.items[order], entries.sources[order]
+    first = np.flatnonzero(np.r_[True, (row[1:] != row[:-1]) | (items[1:] != items[:-1])][: row.size])
+    scores = np.add.reduceat(parts[order], first) if first.size else np.empty(0)
+    proposers = np.bitwise_or.reduceat(1 << sources.astype(np.int64), first) if first.size else np.empty(0, np.int64)
+    row, items, scores = row[first], items[first], scores.astype(np.float32)
+    masks, codes = np.unique(proposers, return_inverse=True)
+    best = np.lexsort((items, -scores, row))
+    return Entries(
+        entries.users,
+        row[best],
+        items[best],
+        scores[best],
+        rank_within(row[best]),
+        codes[best].astype(np.int32),
+        tuple(_joined(mask, entries.names) for mask in masks),
+    )
+
+
+def _joined(mask: int, names: tuple[str, ...]) -> str:
+    return "+".join(sorted(name for code, name in enumerate(names) if mask >> code & 1))

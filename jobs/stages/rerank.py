@@ -1,0 +1,43 @@
+"""Stage 6: the lists to serve. What a user has seen, what is blocked and what is unavailable never passes here."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.buckets import Buckets, read_bucket
+from jobs.candidates import Entries, rank_within
+from jobs.dataset import Dataset
+from jobs.models import Users
+from jobs.run import Counts
+
+
+def rules(out: Path, buckets: Buckets, dataset: Path, ranked: Path, n: int) -> Counts:
+    """Write each user's list of at most n items."""
+    return {"rows": buckets.each(out, partial(bucket_lists, dataset, ranked, n))}
+
+
+def bucket_lists(dataset: Path, ranked: Path, n: int, bucket: int) -> pa.Table:
+    """The lists of one bucket."""
+    user_ids, users = Dataset(dataset).bucket(bucket)
+    return shorten(allowed(Entries.of(read_bucket(ranked, bucket)), users), n).table(user_ids)
+
+
+def allowed(entries: Entries, users: Users) -> Entries:
+    """The entries that their user may be shown: the same predicate that retrieve applied, once more to the merged list."""
+    return entries.take(users.eligible[entries.items] & ~among(entries, users))
+
+
+def among(entries: Entries, users: Users) -> NDArray[np.bool_]:
+    """Per entry, whether the item is seen by or blocked for its user."""
+    items = users.excluded.shape[1]
+    rows = np.repeat(np.arange(users.excluded.shape[0]), np.diff(users.excluded.indptr))
+    return np.isin(entries.row * items + entries.items, rows * items + users.excluded.indices)
+
+
+def shorten(entries: Entries, n: int) -> Entries:
+    """The first n entries of each user, ranked anew."""
+    ranks = rank_within(entries.row)
+    return Entries(entries.users, entries.row, entries.items, entries.scores, ranks, entries.sources, entries.names).take(ranks <= n)

@@ -1,0 +1,35 @@
+"""Stage 3: candidate models learn from the dataset."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jobs import models
+from jobs.dataset import Dataset
+from jobs.models import CandidateModel
+from jobs.run import Counts, clear
+from schemas.settings import Section
+
+
+def fit(
+    out: Path, dataset: Path, names: Sequence[str], settings: Mapping[str, Section], segments: Sequence[str], seed: int
+) -> Counts:
+    """Train the named models, and those that they build on, each into a folder of its name."""
+    training = Dataset(dataset).training(segments, seed)
+    clear(out)
+    fitted: dict[str, CandidateModel] = {}
+    for name in in_order(names, settings):
+        fitted[name] = models.module(name).Model.fit(training, settings[name], fitted)
+        (out / name).mkdir()
+        fitted[name].save(out / name)
+    users, items = training.weights.shape
+    return {"rows": users, "items": items, "pairs": int(training.weights.nnz), "models": list(fitted)}
+
+
+def in_order(names: Sequence[str], settings: Mapping[str, Section]) -> list[str]:
+    """The named models with what they require, each after what it requires."""
+    ordered: list[str] = []
+    for name in names:
+        for model in (*models.requires(name, settings[name]), name):
+            if model not in ordered:
+                ordered.append(model)
+    return ordered

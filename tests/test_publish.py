@@ -1,0 +1,794 @@
+"""Stage 9 on the embedded store: whatever call fails, readers have whole lists, and a second try goes on.
+
+A run is made here by writing the Parquet that stage 7 would have written; no Spark takes part.
+"""
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.lists import LISTS, served_lists
+from jobs.progress import Progress
+from jobs.run import PUBLISHED, ROLLED_BACK, RunFolder
+from jobs.stages.publish import NotAsBuilt, Publisher, publish, publishing, rollback, rollback_target
+from jobs.stores.sqlite import SqliteStore
+from lookup_api.readers.sqlite import SqliteReader, lists_path
+from schemas.errors import (
+    Busy,
+    IllegalTransition,
+    LeaseHeld,
+    NightlistError,
+    Refused,
+    StaleFence,
+    StoreUnavailable,
+)
+from schemas.lists import ServedList
+from schemas.runs import Release, RunState
+from schemas.settings import StoreSettings
+
+START = datetime(2026, 3, 4, 2, 30, tzinfo=UTC)
+RUNS = [f"202603{day:02d}_{day:08x}" for day in range(1, 9)]
+OLDER, NEWER, THIRD = RUNS[:3]
+LEASE_SECONDS = 60.0
+USERS = 6
+
+
+class Clock:
+    """The time, moved by hand; with a step, it also moves each time somebody looks."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = START, step
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=self.step)
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class Crash(BaseException):
+    """The publisher's process ended here: nothing that it would have done next happens."""
+
+
+class Scripted:
+    """A real store whose call number `at` (from 0) goes wrong, before or after it took effect.
+
+    Where it goes wrong by a Crash, or `for_good`, every later call does so too. `calls` are all that were made.
+    """
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        at: int | None = None,
+        when: str = "before",
+        error: type[BaseException] = Crash,
+        for_good: bool = False,
+    ) -> None:
+        self.store, self.at, self.when, self.error = store, at, when, error
+        self.for_good = for_good or error is Crash
+        self.calls: list[str] = []
+        self.failed = False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        real = getattr(self.store, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.failed and self.for_good:
+                raise self.error(f"{name}: still gone")
+            number = len(self.calls)
+            self.calls.append(name)
+            if number == self.at and self.when == "before":
+                self._fail(name)
+            result = real(*args, **kwargs)
+            if number == self.at:
+                self._fail(name)
+            return result
+
+        return call
+
+    def _fail(self, name: str) -> None:
+        self.failed = True
+        raise self.error(f"scripted fault {self.when} {name}")
+
+
+class Changed(SqliteStore):
+    """A store whose load is followed by `change` on the run's file: a disk that does not keep what it is given."""
+
+    change: Callable[[Path], object]
+
+    def load(self, run_id: str, lists: Any, fence: int, progress: Callable[[int], None]) -> int:
+        rows = super().load(run_id, lists, fence, progress)
+        self.change(lists_path(self.folder, run_id))
+        return rows
+
+
+@dataclass
+class Site:
+    """A store, the runs beside it, and one clock."""
+
+    folder: Path
+    clock: Clock = field(default_factory=Clock)
+    keep: int = 3
+    grace: float = 0.0
+
+    @property
+    def settings(self) -> StoreSettings:
+        return StoreSettings(
+            path=self.folder / "store", keep=self.keep, grace_seconds=self.grace, lease_seconds=LEASE_SECONDS
+        )
+
+    def store(self) -> SqliteStore:
+        return SqliteStore(self.settings.path, self.clock)
+
+    def built(self, run_id: str) -> RunFolder:
+        """A run that the gate has passed; its lists depend on its name."""
+        run = RunFolder(self.folder / "runs" / run_id, "digest", Progress())
+        build = run.folder / "build"
+        if not build.exists():
+            build.mkdir(parents=True)
+            users = [_row("user", f"u{number}", run_id, number) for number in range(USERS)]
+            for bucket in range(2):
+                _write(build / f"bucket-{bucket:05d}.parquet", users[bucket::2])
+            _write(build / "similar.parquet", [_row("similar", "a/b", run_id, 3), _row("similar", "ü", run_id, 1)])
+            _write(build / "popular.parquet", [_row("popular", "all", run_id, 4)])
+        return run
+
+    @contextmanager
+    def publisher(self, store: Any = None) -> Iterator[Publisher]:
+        with (
+            closing(SqliteReader(self.settings.path)) as reader,
+            publishing(store or self.store(), reader, self.settings, self.clock) as publisher,
+        ):
+            yield publisher
+
+    def publish(self, run_id: str, store: Any = None) -> Release:
+        with self.publisher(store) as publisher:
+            return publish(publisher, self.built(run_id), Progress())
+
+    def roll_back(self, to: str | None = None, store: Any = None) -> Release:
+        with self.publisher(store) as publisher:
+            target = rollback_target(publisher, to)
+            live = publisher.store.pointer()
+            assert live
+            return rollback(publisher, target, self.built(live.run_id))
+
+    def states(self) -> dict[str, RunState]:
+        return {record.run_id: record.state for record in self.store().runs()}
+
+    def files(self) -> set[str]:
+        return {path.name for path in self.settings.path.glob("lists_*")}
+
+    def served(self) -> str | None:
+        """The run that a service would serve from; fails unless its lists are those built, and no others."""
+        with closing(SqliteReader(self.settings.path)) as reader:
+            release = reader.release()
+            if release is None:
+                return None
+            expected = by_key(served_lists(self.built(release.run_id).folder / "build"))
+            reader.probe(release.run_id)
+            assert by_key(reader.scan(release.run_id)) == expected
+            for kind, key in expected:
+                assert reader.get(release.run_id, kind, key) == expected[kind, key]
+            return release.run_id
+
+
+def _row(kind: str, key: str, run_id: str, length: int) -> dict[str, Any]:
+    scores = [float(np.float32(1 / (place + 3))) for place in range(length)]
+    return {
+        "kind": kind,
+        "key": key,
+        "items": [f"{run_id}-{key}-{place}" for place in range(length)],
+        "scores": scores,
+        "sources": ["als+popular"] * length,
+        "scored_at": START,
+    }
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=LISTS), path)
+
+
+def by_key(lists: Iterator[ServedList]) -> dict[tuple[Any, str], ServedList]:
+    return {(served.kind, served.key): served for served in lists}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: a process that dies loses nothing that it wrote, synced or not."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="nightlist-", dir=memory) as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def site(folder: Path) -> Site:
+    """An empty store."""
+    return Site(folder)
+
+
+@pytest.fixture
+def published(site: Site) -> Site:
+    """A store with two runs, NEWER live and OLDER retired."""
+    site.publish(OLDER)
+    site.publish(NEWER)
+    return site
+
+
+def calls_of(folder: Path, before: Sequence[str], work: Callable[[Site, Any], object]) -> list[str]:
+    """The store's calls of `work` after these runs were published, with leases that need to be renewed."""
+    site = Site(folder / "unharmed", keep=2)
+    site.folder.mkdir(parents=True)
+    for run_id in before:
+        site.publish(run_id)
+    shutil.copytree(site.folder, folder / "before")
+    site.clock.step = 20
+    recorded = Scripted(site.store())
+    work(site, recorded)
+    return recorded.calls
+
+
+def every_point(
+    folder: Path, before: Sequence[str], work: Callable[[Site, Any], object]
+) -> Iterator[tuple[str, Site, int, str]]:
+    """A fresh site for every call of the store and for both sides of it."""
+    for number, name in enumerate(calls_of(folder, before, work)):
+        for when in ("before", "after"):
+            site = Site(folder / f"{number}-{when}", Clock(step=20), keep=2)
+            shutil.copytree(folder / "before", site.folder)
+            yield f"{when} call {number}, {name}", site, number, when
+
+
+# The way to LIVE
+
+
+def test_a_published_run_is_live_with_every_list_as_built(site: Site) -> None:
+    """The first publication has sequence 1, each list is served as it stands in the Parquet, and the run says when."""
+    release = site.publish(OLDER)
+
+    assert (release.run_id, release.previous, release.sequence) == (OLDER, None, 1)
+    assert site.served() == OLDER
+    assert site.states() == {OLDER: RunState.LIVE}
+    assert site.built(OLDER).read(PUBLISHED) == {"sequence": 1, "published_at": START.isoformat()}
+
+
+def test_the_next_run_retires_the_one_before(published: Site) -> None:
+    """Exactly one run is LIVE, the pointer's, and the pointer says what was before."""
+    release = published.store().pointer()
+
+    assert release == Release(NEWER, OLDER, 2, START)
+    assert published.states() == {NEWER: RunState.LIVE, OLDER: RunState.RETIRED}
+    assert published.served() == NEWER
+
+
+def test_publishing_the_live_run_again_changes_nothing(published: Site) -> None:
+    """A night that is started again after it was published moves no sequence and no state."""
+    before = published.store().pointer(), published.store().runs()
+    published.clock.move(5)
+    release = published.publish(NEWER)
+
+    assert release == before[0]
+    assert (published.store().pointer(), published.store().runs()) == before
+
+
+def test_every_state_on_the_way_is_reached_in_order_and_the_pointer_flips_last(site: Site) -> None:
+    """LOADING, LOADED, VERIFIED come before the flip; only after it is the run LIVE and the one before RETIRED."""
+    site.publish(OLDER)
+    seen: list[tuple[str, ...]] = []
+
+    class Recorded(SqliteStore):
+        def set_state(self, run_id: str, old: Any, new: RunState, fence: int, rows: int | None = None) -> None:
+            super().set_state(run_id, old, new, fence, rows)
+            seen.append((run_id, new))
+
+        def flip(self, run_id: str, expected_sequence: int, fence: int) -> Release:
+            seen.append((run_id, "flip"))
+            return super().flip(run_id, expected_sequence, fence)
+
+    site.publish(NEWER, Recorded(site.settings.path, site.clock))
+
+    on_the_way = [state for run_id, state in seen if run_id == NEWER]
+    assert on_the_way == ["LOADING", "LOADED", "VERIFIED", "flip", "LIVE"]
+    assert seen.index((NEWER, "flip")) < seen.index((OLDER, RunState.RETIRED))
+
+
+def test_a_run_older_than_the_live_one_is_refused(published: Site) -> None:
+    """A night of an earlier day, late or started by hand, does not move everybody's lists back."""
+    published.publish(RUNS[4])
+    before = published.states()
+    with pytest.raises(Refused, match=f"{RUNS[3]} is older than the live run {RUNS[4]}") as caught:
+        published.publish(RUNS[3])
+
+    assert caught.value.exit_code == 3
+    assert published.states() == before
+    assert published.served() == RUNS[4]
+
+
+def test_another_run_of_the_live_one_s_day_may_replace_it(site: Site) -> None:
+    """A day that is made again from mended input has another name and the same date; it is not older."""
+    again = OLDER[:8] + "_ffffffff"
+    site.publish(OLDER)
+    site.publish(again)
+
+    assert site.served() == again
+
+
+def test_a_retired_run_comes_back_only_by_rollback(published: Site) -> None:
+    """Publishing a run that was live before is refused, and the message says which command brings it back."""
+    same_day = NEWER[:8] + "_ffffffff"
+    published.publish(same_day)
+    with pytest.raises(Refused, match=f"nightlist rollback --to {NEWER}"):
+        published.publish(NEWER)
+
+    assert published.served() == same_day
+
+
+# Crashes
+
+
+def publish_third(site: Site, store: Any) -> Release:
+    """A publication that takes every step: a run is live, and one too many is retired, so that it is dropped."""
+    return site.publish(THIRD, store)
+
+
+def test_a_crash_at_any_call_leaves_whole_lists_and_the_same_call_ends_live(folder: Path) -> None:
+    """Dying before or after any call leaves readers one whole run, and a second try ends as if nothing had been."""
+    calls = set()
+    for point, site, number, when in every_point(folder, [OLDER, NEWER], publish_third):
+        store = Scripted(site.store(), number, when)
+        with pytest.raises(Crash):
+            publish_third(site, store)
+        calls.add(store.calls[-1])
+        done = store.calls[: number + (when == "after")]
+        assert site.served() == (THIRD if "flip" in done else NEWER), point
+
+        site.clock.move(LEASE_SECONDS + 1)
+        release = site.publish(THIRD)
+        assert site.served() == THIRD, point
+        assert (release.previous, release.sequence) == (NEWER, 3), point
+        assert site.states() == {THIRD: RunState.LIVE, NEWER: RunState.RETIRED}, point
+        assert (site.built(THIRD).read(PUBLISHED) or {})["sequence"] == 3, point
+        assert site.files() == {f"lists_{run_id}.db" for run_id in (NEWER, THIRD)}, point
+    steps = {"prepare", "acquire", "runs", "pointer", "set_state", "load", "renew", "flip", "size", "drop", "release"}
+    assert calls == steps
+
+
+def test_a_crash_during_the_first_publication_serves_nothing_or_the_whole_run(folder: Path) -> None:
+    """Before the first flip there is no pointer at all, never one to half a run."""
+    for point, site, number, when in every_point(folder, [], lambda site, store: site.publish(OLDER, store)):
+        store = Scripted(site.store(), number, when)
+        with pytest.raises(Crash):
+            site.publish(OLDER, store)
+        flipped = "flip" in store.calls[: number + (when == "after")]
+        assert site.served() == (OLDER if flipped else None), point
+
+        site.clock.move(LEASE_SECONDS + 1)
+        site.publish(OLDER)
+        assert (site.served(), site.states()) == (OLDER, {OLDER: RunState.LIVE}), point
+
+
+def test_after_a_crash_the_next_night_can_publish_too(folder: Path) -> None:
+    """Where nobody starts the broken night again, the next day's run goes live, and it alone is LIVE."""
+    for point, site, number, when in every_point(folder, [OLDER, NEWER], publish_third):
+        with pytest.raises(Crash):
+            publish_third(site, Scripted(site.store(), number, when))
+        site.clock.move(LEASE_SECONDS + 1)
+        site.publish(RUNS[3])
+
+        assert site.served() == RUNS[3], point
+        live = [run_id for run_id, state in site.states().items() if state is RunState.LIVE]
+        assert live == [RUNS[3]], point
+
+
+def test_a_store_that_fails_once_is_an_error_to_retry_at_once(folder: Path) -> None:
+    """Whichever call fails, the error says retry (exit code 5), the lease is given back, and a retry need not wait."""
+    for point, site, number, when in every_point(folder, [OLDER, NEWER], publish_third):
+        store = Scripted(site.store(), number, when, StoreUnavailable)
+        last = point.endswith(", release")
+        if last:  # giving the lease back: all is done by then, and a lease ends by itself
+            publish_third(site, store)
+        else:
+            with pytest.raises(StoreUnavailable, match=when) as caught:
+                publish_third(site, store)
+            assert (caught.value.exit_code, caught.value.retry) == (5, True), point
+        assert site.served() in (NEWER, THIRD), point
+        if last or (point.startswith("after") and point.endswith(", acquire")):
+            site.clock.move(LEASE_SECONDS + 1)  # the lease that nobody knows of, or that could not be given back
+        publish_third(site, site.store())
+
+        assert site.served() == THIRD, point
+        assert site.states() == {THIRD: RunState.LIVE, NEWER: RunState.RETIRED}, point
+
+
+LEFT_IN = {"load": RunState.LOADING, "flip": RunState.VERIFIED, "size": RunState.LIVE, "drop": RunState.LIVE}
+
+
+@pytest.mark.parametrize("call", LEFT_IN)
+def test_the_error_of_a_lost_store_knows_the_state_that_the_run_was_left_in(folder: Path, call: str) -> None:
+    """Also when the store stays away, so that not even the lease can be given back."""
+    points = every_point(folder, [OLDER, NEWER], publish_third)
+    site, number = next((site, number) for point, site, number, _ in points if point.endswith(f", {call}"))
+    with pytest.raises(StoreUnavailable, match=call) as caught:
+        publish_third(site, Scripted(site.store(), number, "before", StoreUnavailable, for_good=True))
+
+    assert caught.value.state is LEFT_IN[call]
+    assert site.states()[THIRD] is LEFT_IN[call]
+
+
+def test_a_publisher_that_slept_too_long_writes_no_more(site: Site) -> None:
+    """Whoever took the lease over publishes undisturbed; the sleeper is told by StaleFence, and its run is not live."""
+    site.publish(OLDER)
+
+    class Slow(SqliteStore):
+        def load(self, run_id: str, lists: Any, fence: int, progress: Callable[[int], None]) -> int:
+            site.clock.move(LEASE_SECONDS + 1)
+            site.publish(THIRD)
+            return super().load(run_id, lists, fence, progress)
+
+    with pytest.raises(StaleFence):
+        site.publish(NEWER, Slow(site.settings.path, site.clock))
+
+    assert site.served() == THIRD
+    assert site.states()[THIRD] is RunState.LIVE
+
+
+# Read back
+
+
+def _sql(statement: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as file:
+            file.execute(statement)
+            file.commit()
+
+    return change
+
+
+DIFFERENT = "0 lists missing, 0 foreign, 1 different"
+ANOTHER_LIST = "INSERT INTO lists SELECT kind, 'u9', items, scores, sources, scored_at FROM lists LIMIT 1"
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one score": (_sql("UPDATE lists SET scores = zeroblob(12) WHERE key = 'u3'"), DIFFERENT),
+    "one source": (_sql("""UPDATE lists SET sources = '["als"]' WHERE key = 'u1'"""), DIFFERENT),
+    "the order": (_sql("UPDATE lists SET items = json_array(items ->> 1, items ->> 0) WHERE key = 'u2'"), DIFFERENT),
+    "the time": (_sql("UPDATE lists SET scored_at = '2026-03-04T02:30:01+00:00' WHERE key = 'u0'"), DIFFERENT),
+    "a list lost": (_sql("DELETE FROM lists WHERE kind = 'popular'"), "1 lists missing, 0 foreign, 0 different"),
+    "a list too many": (_sql(ANOTHER_LIST), "0 lists missing, 1 foreign"),
+    "another key": (_sql("UPDATE lists SET key = 'U3' WHERE key = 'u3'"), "1 lists missing, 1 foreign"),
+    "no JSON": (_sql("UPDATE lists SET items = 'x' WHERE key = 'u3'"), "can't be read back"),
+    "no file": (Path.unlink, "can't be read back"),
+    "no database": (lambda path: path.write_bytes(b"x" * 40_000), "can't be read back"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_lists_that_read_back_differently_never_go_live(site: Site, what: str) -> None:
+    """One list that is not as built fails the run; last night's lists stay, and a retry loads anew."""
+    change, message = CHANGES[what]
+    site.publish(OLDER)
+    store = Changed(site.settings.path, site.clock)
+    store.change = change
+    with pytest.raises(NotAsBuilt, match=message) as caught:
+        site.publish(NEWER, store)
+
+    assert (caught.value.state, caught.value.exit_code, caught.value.retry) == (RunState.FAILED, 1, True)
+    assert site.states() == {NEWER: RunState.FAILED, OLDER: RunState.LIVE}
+    assert site.served() == OLDER
+    assert site.built(NEWER).read(PUBLISHED) is None
+
+    site.publish(NEWER)
+    assert site.served() == NEWER
+
+
+def test_lists_changed_after_a_crash_between_load_and_verify_are_found(site: Site) -> None:
+    """A second try that finds the run LOADED reads it back all the same."""
+    site.publish(OLDER)
+
+    class Dies(SqliteStore):
+        def set_state(self, run_id: str, old: Any, new: RunState, fence: int, rows: int | None = None) -> None:
+            super().set_state(run_id, old, new, fence, rows)
+            if new is RunState.LOADED:
+                raise Crash
+
+    with pytest.raises(Crash):
+        site.publish(NEWER, Dies(site.settings.path, site.clock))
+    assert site.states()[NEWER] is RunState.LOADED
+    _sql("DELETE FROM lists WHERE key = 'u1'")(lists_path(site.settings.path, NEWER))
+    site.clock.move(LEASE_SECONDS + 1)
+    with pytest.raises(NotAsBuilt, match="1 lists missing"):
+        site.publish(NEWER)
+
+    assert site.served() == OLDER
+
+
+# The way back
+
+
+def test_rollback_goes_to_the_newest_retired_run_and_marks_the_live_one_bad(published: Site) -> None:
+    """The sequence rises on the way back too, and the run's folder says that it was rolled back."""
+    published.publish(THIRD)
+    release = published.roll_back()
+
+    assert (release.run_id, release.previous, release.sequence) == (NEWER, THIRD, 4)
+    assert published.served() == NEWER
+    assert published.states() == {THIRD: RunState.BAD, NEWER: RunState.LIVE, OLDER: RunState.RETIRED}
+    assert (published.built(THIRD).read(ROLLED_BACK) or {})["to"] == NEWER
+
+
+def test_rolling_back_twice_goes_back_twice(published: Site) -> None:
+    """A second rollback goes to the run before; what was rolled back is never a target."""
+    published.publish(THIRD)
+    published.roll_back()
+    published.roll_back()
+
+    assert published.served() == OLDER
+    assert published.states() == {THIRD: RunState.BAD, NEWER: RunState.BAD, OLDER: RunState.LIVE}
+    with pytest.raises(Refused, match="no retired run"):
+        published.roll_back()
+
+
+def test_rollback_to_a_named_run(published: Site) -> None:
+    """--to goes past the newest retired run, which stays RETIRED."""
+    published.publish(THIRD)
+    published.roll_back(OLDER)
+
+    assert published.served() == OLDER
+    assert published.states() == {THIRD: RunState.BAD, NEWER: RunState.RETIRED, OLDER: RunState.LIVE}
+
+
+@pytest.mark.parametrize("target", [NEWER, RUNS[7], ""])
+def test_only_a_retired_run_can_be_gone_back_to(published: Site, target: str) -> None:
+    """The live run and one that nobody knows are refused, and the message says which runs there are."""
+    with pytest.raises(Refused, match=OLDER):
+        published.roll_back(target)
+
+    assert published.served() == NEWER
+    assert published.states() == {NEWER: RunState.LIVE, OLDER: RunState.RETIRED}
+
+
+def test_a_bad_run_is_refused_for_ever_and_says_what_to_change(published: Site) -> None:
+    """The same input and settings make the same run; its refusal says so, and after more nights too."""
+    published.roll_back()
+    with pytest.raises(Refused, match=r"BAD for ever.*mend the input.*--set") as caught:
+        published.publish(NEWER)
+
+    assert (caught.value.exit_code, caught.value.state) == (3, None)
+    assert published.served() == OLDER
+    for run_id in RUNS[2:6]:
+        published.publish(run_id)
+    with pytest.raises(Refused, match="BAD for ever"):
+        published.publish(NEWER)
+
+
+def test_without_anything_to_go_back_to_rollback_is_refused(site: Site) -> None:
+    """Before the first publication, and after it."""
+    with pytest.raises(Refused, match="nothing is published yet"):
+        site.roll_back()
+    site.publish(OLDER)
+    with pytest.raises(Refused, match="no retired run"):
+        site.roll_back()
+
+    assert site.states() == {OLDER: RunState.LIVE}
+
+
+@pytest.mark.parametrize("damage", [_sql("DELETE FROM lists WHERE key = 'u1'"), Path.unlink])
+def test_a_target_that_is_not_whole_is_refused(published: Site, damage: Callable[[Path], None]) -> None:
+    """A retired run that lost a list, or all, is no way back; the live run stays LIVE."""
+    damage(lists_path(published.settings.path, OLDER))
+    with pytest.raises(Refused, match=f"{OLDER}.*--to"):
+        published.roll_back()
+
+    assert published.served() == NEWER
+    assert published.states()[NEWER] is RunState.LIVE
+
+
+def test_a_rollback_that_crashes_anywhere_is_finished_by_the_next_publisher(folder: Path) -> None:
+    """Readers have whole lists throughout; a run once marked BAD is left as soon as anybody publishes again."""
+    marked = 0
+    points = every_point(folder, [OLDER, NEWER], lambda site, store: site.roll_back(store=store))
+    for point, site, number, when in points:
+        with pytest.raises(Crash):
+            site.roll_back(store=Scripted(site.store(), number, when))
+        assert site.served() in (OLDER, NEWER), point
+        bad = site.states()[NEWER] is RunState.BAD
+        marked += bad
+
+        site.clock.move(LEASE_SECONDS + 1)
+        with site.publisher():
+            pass
+        assert site.served() == (OLDER if bad else NEWER), point
+        done, undone = (RunState.BAD, RunState.LIVE), (RunState.LIVE, RunState.RETIRED)
+        assert (site.states()[NEWER], site.states()[OLDER]) == (done if bad else undone), point
+    assert marked > 3, "no crash between the two steps was tried"
+
+
+def test_a_half_done_rollback_does_not_stop_the_next_night_where_no_target_is_whole(published: Site) -> None:
+    """A BAD run that the pointer still names, and nothing whole to go back to: the next night publishes past both."""
+    lease = published.store().acquire("operator", 60)
+    published.store().set_state(NEWER, RunState.LIVE, RunState.BAD, lease.fence)
+    published.store().release(lease)
+    lists_path(published.settings.path, OLDER).unlink()
+    published.publish(THIRD)
+
+    assert published.served() == THIRD
+    assert published.states()[NEWER] is RunState.BAD
+
+
+def test_a_half_done_rollback_is_finished_with_the_newest_run_that_is_whole(published: Site) -> None:
+    """Who went past a damaged run with --to, and crashed, is not sent back to it."""
+    published.publish(THIRD)
+    lease = published.store().acquire("operator", 60)
+    published.store().set_state(THIRD, RunState.LIVE, RunState.BAD, lease.fence)
+    published.store().release(lease)
+    lists_path(published.settings.path, NEWER).unlink()
+    with published.publisher():
+        pass
+
+    assert published.served() == OLDER
+
+
+# Old runs
+
+
+def test_prune_keeps_the_newest_runs(site: Site) -> None:
+    """Of eight nights the last `keep` are there, with their lists; the others are gone from the disk."""
+    for run_id in RUNS:
+        site.publish(run_id)
+        site.clock.move(86_400)
+
+    assert list(site.states()) == RUNS[:-4:-1]
+    assert site.files() == {f"lists_{run_id}.db" for run_id in RUNS[-3:]}
+
+
+def test_prune_honours_the_grace_of_a_run_that_was_just_live(folder: Path) -> None:
+    """A run that the pointer named within grace_seconds keeps its lists; the first publication after that drops it."""
+    site = Site(folder, keep=2, grace=600)
+    for run_id in RUNS[:4]:
+        site.publish(run_id)
+        site.clock.move(100)
+    assert set(site.states()) == set(RUNS[:4])
+
+    site.clock.move(299)  # RUNS[0] was retired 599 s ago, when RUNS[1] came
+    site.publish(RUNS[4])
+    assert set(site.states()) == set(RUNS[:5])
+    site.clock.move(1)
+    site.publish(RUNS[4])
+    assert set(site.states()) == set(RUNS[1:5])
+
+
+def test_prune_never_drops_the_live_run(published: Site) -> None:
+    """After a rollback the live run is the oldest by name; being live, it stays."""
+    published.publish(THIRD)
+    published.roll_back(OLDER)
+    published.clock.move(86_400)
+    published.publish(OLDER)
+    assert published.served() == OLDER
+    published.publish(RUNS[3])
+
+    assert published.served() == RUNS[3]
+    assert OLDER in published.states()
+
+
+def test_a_bad_run_loses_its_lists_and_is_remembered(published: Site) -> None:
+    """A BAD run is no way back, so it is not among those kept; its row stays for ever."""
+    published.roll_back()
+    published.clock.move(86_400)
+    published.publish(THIRD)
+
+    assert not lists_path(published.settings.path, NEWER).exists()
+    assert published.states()[NEWER] is RunState.BAD
+    assert lists_path(published.settings.path, OLDER).exists()
+
+
+# Two at once
+
+
+def test_of_two_publishers_one_learns_who_is_publishing(published: Site) -> None:
+    """The second is Busy (exit code 4), told by whom and until when, and changes nothing."""
+    with published.publisher() as first:
+        with pytest.raises(LeaseHeld, match=f"{socket.gethostname()}:{os.getpid()}.*02:31:00") as caught:
+            published.publish(THIRD)
+        assert (caught.value.exit_code, caught.value.retry) == (4, True)
+        assert THIRD not in published.states()
+        publish(first, published.built(RUNS[3]), Progress())
+
+    published.publish(RUNS[4])
+    assert published.served() == RUNS[4]
+
+
+def test_of_many_publishers_at_once_all_others_are_busy_and_lists_are_whole(published: Site) -> None:
+    """Four threads publish four runs: whoever gets through, the pointer names one whole run, and it alone is LIVE."""
+    outcomes: list[str] = []
+    gate = threading.Barrier(4)
+
+    def attempt(run_id: str) -> None:
+        gate.wait()
+        try:
+            published.publish(run_id)
+            outcomes.append("live")
+        except (Busy, Refused) as error:
+            outcomes.append(type(error).__name__)
+
+    threads = [threading.Thread(target=attempt, args=(run_id,)) for run_id in RUNS[2:6]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(outcomes) == 4
+    assert set(outcomes) <= {"live", "LeaseHeld", "Refused"}
+    assert "live" in outcomes
+    assert [run_id for run_id, state in published.states().items() if state is RunState.LIVE] == [published.served()]
+
+
+def _process(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True)
+
+
+def test_the_lease_of_a_publisher_that_died_on_this_host_is_taken_over_at_once(published: Site) -> None:
+    """A night that was killed does not make the next try wait for its lease to end."""
+    dead = _process("")
+    dead.communicate()
+    published.store().acquire(f"{socket.gethostname()}:{dead.pid}", 3_600)
+    published.publish(THIRD)
+
+    assert published.served() == THIRD
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere", "unknown"])
+def test_the_lease_of_a_publisher_that_may_be_alive_is_respected(published: Site, where: str) -> None:
+    """One that lives on this host, one on another host whose process ids say nothing here, and one of another make."""
+    living = _process("input()")
+    owner = {"here": f"{socket.gethostname()}:{living.pid}", "elsewhere": "night-2:1", "unknown": "somebody"}[where]
+    published.store().acquire(owner, 3_600)
+    try:
+        with pytest.raises(LeaseHeld, match=owner):
+            published.publish(THIRD)
+    finally:
+        living.communicate("\n")
+
+    assert published.served() == NEWER
+    published.clock.move(3_600)
+    published.publish(THIRD)
+    assert published.served() == THIRD
+
+
+def test_what_is_no_run_of_ours_is_refused_by_the_store(site: Site) -> None:
+    """A folder whose name can't name a table never reaches the DDL."""
+    with pytest.raises((ValueError, NightlistError)):
+        site.publish("20260301_x; DROP TABLE runs")
+    assert site.states() == {}
+
+
+def test_a_state_that_somebody_else_changed_stops_the_publication(site: Site) -> None:
+    """Compare-and-set: a run that is no longer where this publisher left it is not moved on."""
+    site.publish(OLDER)
+
+    class Meddled(SqliteStore):
+        def load(self, run_id: str, lists: Any, fence: int, progress: Callable[[int], None]) -> int:
+            rows = super().load(run_id, lists, fence, progress)
+            self.set_state(run_id, RunState.LOADING, RunState.FAILED, fence)
+            return rows
+
+    with pytest.raises(IllegalTransition, match="FAILED"):
+        site.publish(NEWER, Meddled(site.settings.path, site.clock))
+
+    assert site.served() == OLDER
