@@ -34,7 +34,12 @@ class Entries:
         """One row a user with parallel arrays `items`, `scores`, `sources` (names) and `ranks`."""
         offsets = pa.array(np.searchsorted(self.row, np.arange(self.users + 1)), pa.int32())
         names = pa.DictionaryArray.from_arrays(pa.array(self.sources, pa.int32()), pa.array(self.names, pa.string()))
-        flat = {ITEMS: pa.array(self.items), SCORES: pa.array(self.scores), SOURCES: names.cast(pa.string()), RANKS: pa.array(self.ranks)}
+        flat = {
+            ITEMS: pa.array(self.items),
+            SCORES: pa.array(self.scores),
+            SOURCES: names.cast(pa.string()),
+            RANKS: pa.array(self.ranks),
+        }
         columns = {name: pa.ListArray.from_arrays(offsets, array) for name, array in flat.items()}
         return pa.table({USER_ID: user_ids} | columns)
 

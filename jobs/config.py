@@ -224,7 +224,7 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> RootSetti
         origin = str(path) if path else "settings"
         raise ConfigError(f"{origin}: " + "; ".join(explain(e, settings_class(), "") for e in error.errors())) from None
     except SettingsError as error:
-        raise ConfigError(f"environment: {error}; a whole section is JSON, one setting is NIGHTLIST_SECTION__KEY") from None
+        raise ConfigError(f"environment: {error}; tables and lists are given as JSON") from None
     check_models(settings)
     return _resolved(settings, path.parent if path else Path.cwd())
 
@@ -281,4 +281,3 @@ def _resolved(settings: RootSettings, base: Path) -> RootSettings:
             "store": resolve_store(settings.store, base),
         }
     )
-

@@ -23,7 +23,14 @@ ITEMS_FILE = "items.parquet"
 def users_schema(segments: Sequence[str]) -> pa.Schema:
     """One row a user. `items` (r > 0), `seen` and `blocked` hold item numbers, ascending; `weights` and `ages` (days) go with `items`."""
     numbers, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
-    columns = [(USER_ID, pa.string()), (ITEMS, numbers), (WEIGHTS, floats), (AGES, floats), (SEEN, numbers), (BLOCKED, numbers)]
+    columns = [
+        (USER_ID, pa.string()),
+        (ITEMS, numbers),
+        (WEIGHTS, floats),
+        (AGES, floats),
+        (SEEN, numbers),
+        (BLOCKED, numbers),
+    ]
     return pa.schema(columns + [(SEGMENT + column, pa.string()) for column in segments])
 
 
@@ -53,7 +60,9 @@ class Dataset:
     def training(self, segments: Sequence[str], seed: int) -> Training:
         """All users with at least one pair, in (bucket, user_id) order."""
         schema = pa.schema([field for field in users_schema(segments) if field.name not in (USER_ID, SEEN, BLOCKED)])
-        tables = [table.cast(schema) for table in read_all(self.folder, schema.names)]  # Spark and Arrow differ in "not null"
+        tables = [
+            table.cast(schema) for table in read_all(self.folder, schema.names)
+        ]  # Spark and Arrow differ in "not null"
         rows = pa.concat_tables(tables).combine_chunks()
         rows = rows.filter(pc.list_value_length(rows[ITEMS]).to_numpy() > 0).combine_chunks()
         size = len(self._items(ITEM_ID))

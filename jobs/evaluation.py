@@ -29,7 +29,14 @@ WEIGHT = "weight"
 
 
 def holdout(
-    out: Path, run: RunFolder, buckets: Buckets, events: DataFrame, users: int, inputs: Inputs, settings: RootSettings, day: date
+    out: Path,
+    run: RunFolder,
+    buckets: Buckets,
+    events: DataFrame,
+    users: int,
+    inputs: Inputs,
+    settings: RootSettings,
+    day: date,
 ) -> Counts:
     """Train on a seeded sample of users' events before `day`, by the night's code and settings, and score on `day`.
 
@@ -48,7 +55,10 @@ def split(events: DataFrame, day: date) -> tuple[DataFrame, pa.Table]:
     """Events before `day`, and the (user_id, item_id) pairs that are new on `day`: positive then, and not before."""
     begin = F.lit(end_of(day) - timedelta(days=1))
     before = events.where(F.col(TS) < begin)
-    pairs = [events.where(when & (F.col(WEIGHT) > 0)).select(USER_ID, ITEM_ID) for when in (F.col(TS) >= begin, F.col(TS) < begin)]
+    pairs = [
+        events.where(when & (F.col(WEIGHT) > 0)).select(USER_ID, ITEM_ID)
+        for when in (F.col(TS) >= begin, F.col(TS) < begin)
+    ]
     new = pairs[0].distinct().join(pairs[1], [USER_ID, ITEM_ID], "left_anti")
     return before, new.orderBy(USER_ID, ITEM_ID).toArrow()
 
@@ -77,7 +87,9 @@ def score(folder: Path, lists: Path, test: pa.Table, settings: RootSettings) -> 
     return metrics | {f"popular_ndcg@{k}": baseline[f"ndcg@{k}"], "items": len(item_ids)}
 
 
-def served_previous(out: Path, parent: RunFolder | None, events: DataFrame, settings: RootSettings, day: date) -> Counts:
+def served_previous(
+    out: Path, parent: RunFolder | None, events: DataFrame, settings: RootSettings, day: date
+) -> Counts:
     """Score last night's live lists on what users did on `day`; written to that run's folder too."""
     if parent is None:
         return {"rows": 0, "metrics": None}

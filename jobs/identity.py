@@ -9,13 +9,11 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.config import EventsSettings, RootSettings, digest_of
-from jobs.inputs import Inputs, RawTable, rejected_by
+from jobs.inputs import UNREADABLE, Inputs, RawTable, first_line, rejected_by
 from schemas.columns import TS
 from schemas.errors import InputError
 from schemas.runs import name_run
@@ -80,8 +78,10 @@ def _fingerprint(table: RawTable, name: str, events: EventsSettings, day: date) 
     hashed = F.xxhash64(*columns, *(column.isNull() for column in typed.values()))
     try:
         row = frame.agg(F.count(F.lit(1)).alias("rows"), F.sum(hashed.cast("decimal(38,0)")).alias("sum")).first()
-    except (PySparkException, Py4JError) as error:
-        raise InputError(f"table {name} can't be read to its end: {str(error).strip().splitlines()[0]}") from None
+    except UNREADABLE as error:
+        raise InputError(
+            f"table {name} can't be read to its end: {first_line(error)}; mend the file, then start the night again"
+        ) from None
     return {"rows": row["rows"], "hash": f"{int(row['sum'] or 0) % 2**64:016x}"}
 
 

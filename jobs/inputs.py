@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc", ".parquet": "parquet"}
+UNREADABLE = (PySparkException, Py4JError)
+"""What Spark raises on a file that it can't read; half a Parquet file is the second."""
 PLAIN_NUMBER = r"^(-?\d+)\.0+$"
 DATED = r"^\s*\d{4}-"
 """A text that begins so is a time; Spark alone would take 12:34 for a time of today, and another one tomorrow."""
@@ -125,7 +128,7 @@ def rejected_by(raw: DataFrame, rule: str) -> Column:
         raw.select(condition)
     except (AnalysisException, ParseException) as error:
         there = ", ".join(raw.columns)
-        raise ConfigError(f"[[events.reject]] where = {rule!r}: {_first_line(error)}; columns: {there}") from None
+        raise ConfigError(f"[[events.reject]] where = {rule!r}: {first_line(error)}; columns: {there}") from None
     return condition
 
 
@@ -147,10 +150,12 @@ def read_frame(spark: "SparkSession", path: str, format: str, options: Mapping[s
     options = ({"header": "true"} if kind == "csv" else {}) | dict(options)
     try:
         frame = spark.read.format(kind).options(**options).load(path)
-    except PySparkException as error:
-        absent = "PATH_NOT_FOUND" in (error.getCondition() or "")
-        problem = "does not exist" if absent else f"can't be read as {kind}: {_first_line(error)}"
-        raise InputError(f"{setting} = {path} {problem}; mend the path or the file, then try `nightlist validate`") from None
+    except UNREADABLE as error:
+        absent = isinstance(error, PySparkException) and "PATH_NOT_FOUND" in (error.getCondition() or "")
+        problem = "does not exist" if absent else f"can't be read as {kind}: {first_line(error)}"
+        raise InputError(
+            f"{setting} = {path} {problem}; mend the path or the file, then try `nightlist validate`"
+        ) from None
     if kind != "csv":
         return frame
     texts = [F.regexp_replace(F.col(f"`{name}`"), PLAIN_NUMBER, "$1").alias(name) for name in frame.columns]
@@ -202,7 +207,12 @@ def _timestamp(column: Column, found: T.DataType) -> Column | None:
 
 def _since_1970(number: Column) -> Column:
     size = F.abs(number)
-    micros = F.when(size < 1e11, number * 1e6).when(size < 1e14, number * 1e3).when(size < 1e17, number).otherwise(number / 1e3)
+    micros = (
+        F.when(size < 1e11, number * 1e6)
+        .when(size < 1e14, number * 1e3)
+        .when(size < 1e17, number)
+        .otherwise(number / 1e3)
+    )
     return F.timestamp_micros(F.round(F.when(~F.isnan(number), micros)).try_cast("bigint"))
 
 
@@ -213,5 +223,7 @@ def _texts(column: Column, found: T.DataType) -> Column | None:
     return F.split(column, r"\|") if isinstance(found, T.StringType) else None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def first_line(error: Exception) -> str:
+    """What is wrong, of all that Spark and Java have to say."""
+    said = error.java_exception.getMessage() if isinstance(error, Py4JJavaError) else str(error)
+    return (said or type(error).__name__).strip().splitlines()[0]

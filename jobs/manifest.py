@@ -87,4 +87,6 @@ class Report:
                 console.print(f"{name:<16} {shown}  (over {measured['users']:,} users)")
         for gate in (line["verdict"] or {}).get("gates", []):
             if gate["status"] != "pass":
-                console.print(f"gate {gate['name']:<11} {gate['status']}  {'' if gate['value'] is None else gate['value']}")
+                console.print(
+                    f"gate {gate['name']:<11} {gate['status']}  {'' if gate['value'] is None else gate['value']}"
+                )

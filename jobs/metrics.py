@@ -32,7 +32,10 @@ def measure(lists: Iterable[pa.Table], test: pa.Table, fallback: list[str], cata
     truth = Truth(test)
     dcg, hits = np.zeros(truth.users), np.zeros(truth.users)
     listed, known = set[str](), np.zeros(truth.users, bool)
-    for user, items, rank in [*truth.entries_of(lists, k, known), truth.entries_for(np.flatnonzero(~known), fallback[:k])]:
+    for user, items, rank in [
+        *truth.entries_of(lists, k, known),
+        truth.entries_for(np.flatnonzero(~known), fallback[:k]),
+    ]:
         hit = truth.holds(user, items)
         np.add.at(hits, user[hit], 1)
         np.add.at(dcg, user[hit], 1 / np.log2(rank[hit] + 1))

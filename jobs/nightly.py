@@ -29,7 +29,6 @@ from jobs.spark import session
 from jobs.stages import build, dataset, events, gate, publish, rank, rerank, retrieve, train
 from jobs.stores import open_store
 from lookup_api.readers import open_reader
-from schemas.errors import Refused
 from schemas.runs import RunState
 
 

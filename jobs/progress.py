@@ -56,7 +56,12 @@ class Terminal(Progress):
         if not self.console.is_terminal:
             yield
             return
-        columns = (TextColumn("          {task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("          {task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Bar(*columns, console=self.console, transient=True) as bar, _every(0.2) as each:
             task = bar.add_task(name, total=total)
             each(lambda: bar.update(task, completed=count()))

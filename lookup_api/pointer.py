@@ -13,6 +13,8 @@ STALE_PERIODS = 3
 """Refresh periods without sight of the pointer after which answers say `stale`."""
 FORCED_GAP = 0.1
 """Seconds between two refreshes that requests ask for: a vanished run must not cost a registry read a request."""
+CLOSE_SECONDS = 5.0
+"""How long closing waits for a read of the pointer that is under way."""
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Follower:
         """Stop reading the pointer, and close the reader."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=self._period + 1)
+            self._thread.join(timeout=CLOSE_SECONDS)
         self.reader.close()
 
     def _run(self) -> None:

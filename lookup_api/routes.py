@@ -133,7 +133,7 @@ def _similar(item_id: str, query: Query) -> Response:
 
 
 def _no_list(live: Release, what: str) -> ProblemError:
-    return ProblemError("no-list", f"run {live.run_id} has {what}; GET /v1/popular serves everybody's list")
+    return ProblemError("no-list", f"run {live.run_id} has {what}")
 
 
 def _answer(live: Release, found: ServedList, query: Query) -> Response:

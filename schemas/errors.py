@@ -56,7 +56,9 @@ class LeaseHeld(Busy):
     """Another publisher holds the store's lease; `lease` says who, and until when."""
 
     def __init__(self, lease: "Lease") -> None:
-        super().__init__(f"{lease.owner} is publishing (lease until {lease.expires_at:%H:%M:%S} UTC); wait for it, then try again")
+        super().__init__(
+            f"{lease.owner} is publishing (lease until {lease.expires_at:%H:%M:%S} UTC); wait for it, then try again"
+        )
         self.lease = lease
 
 

@@ -53,7 +53,7 @@ def name_run(day: date, digest: str) -> str:
 
 def day_of(run_id: str) -> date:
     """The day that a run's name begins with; ValueError when it begins with none."""
-    return datetime.strptime(run_id[:8], "%Y%m%d").date()
+    return date.fromisoformat(run_id[:8])
 
 
 def table_of(run_id: str) -> str:

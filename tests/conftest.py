@@ -18,7 +18,9 @@ hypothesis_settings.load_profile("nightlist")
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """The one Spark session of this test process, on two cores."""
-    made = session(SparkSettings(master="local[2]", conf={"spark.driver.memory": "2g", "spark.sql.shuffle.partitions": "4"}))
+    made = session(
+        SparkSettings(master="local[2]", conf={"spark.driver.memory": "2g", "spark.sql.shuffle.partitions": "4"})
+    )
     yield made
     made.stop()
 

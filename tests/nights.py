@@ -21,7 +21,13 @@ from schemas.errors import NightlistError
 from schemas.lists import Kind, ServedList
 
 DAY = date(2026, 11, 20)
-EVENT_COLUMNS = {"user_id": pa.string(), "item_id": pa.string(), "event": pa.string(), "ts": pa.timestamp("us", "UTC"), "value": pa.float64()}
+EVENT_COLUMNS = {
+    "user_id": pa.string(),
+    "item_id": pa.string(),
+    "event": pa.string(),
+    "ts": pa.timestamp("us", "UTC"),
+    "value": pa.float64(),
+}
 
 
 def at(day: date, hour: float = 12.0) -> datetime:
@@ -29,7 +35,9 @@ def at(day: date, hour: float = 12.0) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(hours=hour)
 
 
-def event(user: str, item: str, day: date = DAY, kind: str = "watch", value: float | None = None, hour: float = 12.0) -> dict[str, Any]:
+def event(
+    user: str, item: str, day: date = DAY, kind: str = "watch", value: float | None = None, hour: float = 12.0
+) -> dict[str, Any]:
     """One raw event."""
     return {"user_id": user, "item_id": item, "event": kind, "ts": at(day, hour), "value": value}
 
@@ -57,7 +65,10 @@ class Place:
 
     def settings(self, *overrides: str) -> RootSettings:
         """The settings, written to the file and read back."""
-        lines = [f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in values.items()) for name, values in self.sections.items()]
+        lines = [
+            f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in values.items())
+            for name, values in self.sections.items()
+        ]
         self.config.write_text("\n".join(lines), encoding="utf-8")
         return load_settings(self.config, overrides)
 
@@ -100,7 +111,9 @@ class Place:
             reader.close()
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], path: Path, columns: Mapping[str, pa.DataType] | None = None) -> Path:
+def write_table(
+    rows: Sequence[Mapping[str, Any]], path: Path, columns: Mapping[str, pa.DataType] | None = None
+) -> Path:
     """Rows as one Parquet file, typed by `columns` or by what they hold."""
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema(list(columns.items())) if columns else None

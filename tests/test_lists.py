@@ -38,7 +38,14 @@ def write_dataset(folder: Path, buckets: Sequence[Sequence[Any]], eligible: Sequ
     for number, users in enumerate(buckets):
         rows = [(user, items, *(rest or (items, []))) for user, items, *rest in users]
         named = [
-            {USER_ID: user, ITEMS: items, "weights": [1.0] * len(items), "ages": [0.0] * len(items), "seen": seen, "blocked": blocked}
+            {
+                USER_ID: user,
+                ITEMS: items,
+                "weights": [1.0] * len(items),
+                "ages": [0.0] * len(items),
+                "seen": seen,
+                "blocked": blocked,
+            }
             for user, items, seen, blocked in rows
         ]
         write_bucket(folder, "digest", number, pa.Table.from_pylist(named, schema=users_schema(())), 0.0)
@@ -48,7 +55,9 @@ def write_dataset(folder: Path, buckets: Sequence[Sequence[Any]], eligible: Sequ
 def write_lists(folder: Path, bucket: int, lists: Mapping[str, Sequence[int]], source: str = "als") -> Path:
     """What stages 4 to 6 write, in falling scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    scored = [[(item, 1 / (place + 1), source, place + 1) for place, item in enumerate(items)] for items in lists.values()]
+    scored = [
+        [(item, 1 / (place + 1), source, place + 1) for place, item in enumerate(items)] for items in lists.values()
+    ]
     write_bucket(folder, "digest", bucket, entries_of(scored, (source,)).table(pa.array(list(lists))), 0.0)
     return folder
 
@@ -93,9 +102,7 @@ def ordered_items(max_size: int = ITEM_COUNT) -> st.SearchStrategy[list[int]]:
 scores = st.floats(-1e6, 1e6, width=32)
 entry = st.tuples(st.integers(0, ITEM_COUNT - 1), scores, st.sampled_from(MODELS), st.integers(1, 300))
 flat_entries = st.lists(st.lists(entry, max_size=6), max_size=5)
-proposals = st.lists(
-    st.fixed_dictionaries({name: ordered_items(5) for name in MODELS}), min_size=1, max_size=4
-)
+proposals = st.lists(st.fixed_dictionaries({name: ordered_items(5) for name in MODELS}), min_size=1, max_size=4)
 """Per user and model, the items that it proposes, best first."""
 
 
@@ -136,10 +143,10 @@ class TestEntries:
         """items, scores, sources and ranks of a user are as long as each other, and hold the entry at each place."""
         table = entries_of([[(3, 0.5, "als", 1), (1, 0.25, "popular", 2)], []], MODELS).table(pa.array(["a", "b"]))
 
-        assert [
+        assert table.to_pylist() == [
             {USER_ID: "a", ITEMS: [3, 1], SCORES: [0.5, 0.25], SOURCES: ["als", "popular"], RANKS: [1, 2]},
             {USER_ID: "b", ITEMS: [], SCORES: [], SOURCES: [], RANKS: []},
-        ] == table.to_pylist()
+        ]
 
     @given(lengths=st.lists(st.integers(0, 4), max_size=6))
     def test_ranks_count_from_one_in_each_row(self, lengths: list[int]) -> None:
@@ -174,9 +181,9 @@ class TestMerge:
                         expected[row].append((item, float(found.scores[row, place]), name, place + 1))
         actual = merge(users, fitted, 3)
 
-        assert ("similar", "popular") == actual.names
+        assert actual.names == ("similar", "popular")
         assert expected == flat_of(actual)
-        assert [] == [item for item, _, name, _ in expected[3] if name == "similar"]  # one item: nothing goes with it
+        assert [item for item, _, name, _ in expected[3] if name == "similar"] == []  # one item: nothing goes with it
 
     def test_a_bucket_holds_neither_seen_nor_blocked_nor_unavailable_items(self, tmp_path: Path) -> None:
         """From dataset and model on disk: `a` saw 0 without liking it, 1 is blocked for her, 2 is unavailable."""
@@ -187,7 +194,7 @@ class TestMerge:
         popular.Model.fit(Dataset(data).training((), 7), popular.Settings()).save(folder)
         found = bucket_candidates(data, tmp_path / "train", ("popular",), 10, 0)
 
-        assert {"a": [4], "b": []} == dict(zip(found[USER_ID].to_pylist(), found[ITEMS].to_pylist(), strict=True))
+        assert dict(zip(found[USER_ID].to_pylist(), found[ITEMS].to_pylist(), strict=True)) == {"a": [4], "b": []}
 
 
 def fused(
@@ -230,9 +237,7 @@ class TestFuse:
         """It equals the formula written with dicts: items, scores, sources joined by `+`, order and ranks."""
         chosen = RankSettings(weights=weights, smoothing=smoothing, short_history=short_history)
         history = history[: len(users)]
-        expected = [
-            [(*row, rank) for rank, row in enumerate(rows, 1)] for rows in fused(users, history, chosen)
-        ]
+        expected = [[(*row, rank) for rank, row in enumerate(rows, 1)] for rows in fused(users, history, chosen)]
         actual = fuse(proposed(users), np.array(history), chosen)
 
         assert expected == flat_of(actual)
@@ -243,8 +248,8 @@ class TestFuse:
         chosen = RankSettings(weights={"als": 1, "similar": 1}, smoothing=10, short_history=0)
         (found,) = flat_of(fuse(proposed(users), np.array([3]), chosen))
 
-        assert [(5, "als+similar", 1), (6, "als", 2), (7, "similar", 3)] == [(i, s, r) for i, _, s, r in found]
-        assert [1 / 12 + 1 / 11, 1 / 11, 1 / 12] == pytest.approx([score for _, score, _, _ in found])
+        assert [(i, s, r) for i, _, s, r in found] == [(5, "als+similar", 1), (6, "als", 2), (7, "similar", 3)]
+        assert pytest.approx([score for _, score, _, _ in found]) == [1 / 12 + 1 / 11, 1 / 11, 1 / 12]
 
     def test_taste_has_to_show_first(self) -> None:
         """With short_history 5, one item of history leaves popular ahead of als, and twenty put als ahead."""
@@ -252,8 +257,8 @@ class TestFuse:
         chosen = RankSettings(weights={"als": 1.5, "popular": 1}, short_history=5)
         short, long = flat_of(fuse(proposed(users), np.array([1, 20]), chosen))
 
-        assert [2, 1] == [item for item, *_ in short]
-        assert [1, 2] == [item for item, *_ in long]
+        assert [item for item, *_ in short] == [2, 1]
+        assert [item for item, *_ in long] == [1, 2]
 
     def test_a_model_without_weight_counts_nothing(self) -> None:
         """What only an unweighted model proposes comes last, at a score of 0, and moves nothing else."""
@@ -261,8 +266,8 @@ class TestFuse:
         chosen = RankSettings(weights={"als": 1}, smoothing=10, short_history=0)
         (found,) = flat_of(fuse(proposed(users), np.array([9]), chosen))
 
-        assert [(1, "als"), (2, "als+similar"), (3, "similar")] == [(item, source) for item, _, source, _ in found]
-        assert [1 / 11, 1 / 12, 0] == pytest.approx([score for _, score, _, _ in found])
+        assert [(item, source) for item, _, source, _ in found] == [(1, "als"), (2, "als+similar"), (3, "similar")]
+        assert pytest.approx([score for _, score, _, _ in found]) == [1 / 11, 1 / 12, 0]
 
     def test_an_equal_score_is_decided_by_the_lower_number(self) -> None:
         """Two models that propose each other's reverse make ties; the lower number comes first."""
@@ -270,7 +275,7 @@ class TestFuse:
         chosen = RankSettings(weights={"als": 1, "popular": 1}, short_history=0)
         (found,) = flat_of(fuse(proposed(users), np.array([1]), chosen))
 
-        assert [2, 4] == [item for item, *_ in found]
+        assert [item for item, *_ in found] == [2, 4]
 
     @given(users=proposals)
     def test_the_order_of_models_does_not_matter(self, users: list[dict[str, list[int]]]) -> None:
@@ -295,7 +300,7 @@ class TestFuse:
         chosen = RankSettings(weights={"als": 1}, smoothing=0, short_history=5)
         ranked = bucket_ranked(data, found, chosen, 0)
 
-        assert [1 / 6, 4 / 9] == pytest.approx([score for (score,) in ranked[SCORES].to_pylist()])
+        assert pytest.approx([score for (score,) in ranked[SCORES].to_pylist()]) == [1 / 6, 4 / 9]
 
 
 rerank_worlds = st.lists(
@@ -327,8 +332,14 @@ class TestRerank:
         actual = flat_of(shorten(allowed(entries_of(ranked, MODELS), users), n))
 
         assert expected == [[item for item, *_ in rows] for rows in actual]
-        assert [list(range(1, len(items) + 1)) for items in expected] == [[rank for *_, rank in rows] for rows in actual]
-        assert all((item, score) in {row[:2] for row in ranked[user]} for user, rows in enumerate(actual) for item, score, *_ in rows)
+        assert [list(range(1, len(items) + 1)) for items in expected] == [
+            [rank for *_, rank in rows] for rows in actual
+        ]
+        assert all(
+            (item, score) in {row[:2] for row in ranked[user]}
+            for user, rows in enumerate(actual)
+            for item, score, *_ in rows
+        )
 
     def test_another_users_seen_item_passes(self) -> None:
         """Exclusion goes by user: item 1 is seen by the first and free for the second."""
@@ -344,4 +355,4 @@ class TestRerank:
         ranked = write_lists(tmp_path / "ranked", 0, {"a": [0, 1, 2, 3, 6, 4, 5], "b": [3, 0]})
         found = bucket_lists(data, ranked, 2, 0).to_pylist()
 
-        assert [("a", [6, 4], [1, 2]), ("b", [0], [1])] == [(row[USER_ID], row[ITEMS], row[RANKS]) for row in found]
+        assert [(row[USER_ID], row[ITEMS], row[RANKS]) for row in found] == [("a", [6, 4], [1, 2]), ("b", [0], [1])]

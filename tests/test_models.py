@@ -74,7 +74,9 @@ def matrix(rows: Rows, items: int, values: Any = 1.0) -> csr_matrix:
     return csr_matrix((data, indices, np.cumsum([0, *map(len, rows)])), shape=(len(rows), items))
 
 
-def training_of(rows: Rows, items: int, weights: Any = 1.0, ages: Any = 0.0, **segments: Sequence[str | None]) -> Training:
+def training_of(
+    rows: Rows, items: int, weights: Any = 1.0, ages: Any = 0.0, **segments: Sequence[str | None]
+) -> Training:
     labels = {name: np.array(values, dtype=object) for name, values in segments.items()}
     return Training(matrix(rows, items, weights), matrix(rows, items, ages), labels, seed=7)
 
@@ -89,7 +91,9 @@ def users_of(training: Training, excluded: Rows | None = None, eligible: Sequenc
 def some_world(users: int = 40, items: int = 30, seed: int = 1) -> Training:
     """Random histories of 3 to 10 items, random weights and ages."""
     rng = np.random.default_rng(seed)
-    rows = [sorted(rng.choice(items, rng.integers(3, min(11, items + 1)), replace=False).tolist()) for _ in range(users)]
+    rows = [
+        sorted(rng.choice(items, rng.integers(3, min(11, items + 1)), replace=False).tolist()) for _ in range(users)
+    ]
     pairs = sum(map(len, rows))
     segments = {"country": [("GB", "DE", None)[user % 3] for user in range(users)]}
     return training_of(rows, items, rng.random(pairs) * 5 + 0.01, rng.random(pairs) * 60, **segments)
@@ -111,7 +115,9 @@ def worlds(draw: st.DrawFn) -> tuple[Training, Users]:
     pairs = sum(map(len, rows))
     weights = draw(st.lists(st.sampled_from([1e-30, 0.25, 1.0, 40.0]), min_size=pairs, max_size=pairs))
     ages = draw(st.lists(st.sampled_from([0.0, 0.5, 14.0, 400.0, 9000.0]), min_size=pairs, max_size=pairs))
-    everyone = Users(matrix(rows, items, weights), matrix(rows, items, ages), matrix(excluded, items), np.array(eligible))
+    everyone = Users(
+        matrix(rows, items, weights), matrix(rows, items, ages), matrix(excluded, items), np.array(eligible)
+    )
     active = [user for user, row in enumerate(rows) if row]
     return Training(everyone.weights[active], everyone.ages[active], {}, seed=7), everyone
 
@@ -312,7 +318,7 @@ def test_every_setting_is_documented(section: str) -> None:
     assert issubclass(cls, Section)
 
     assert cls.__doc__
-    assert [] == [name for name, description in documented(cls, section) if not description]
+    assert [name for name, description in documented(cls, section) if not description] == []
 
 
 def test_models_and_stages_share_no_section() -> None:
@@ -338,8 +344,7 @@ class TestTopN:
         """It equals sorting each row by (score, lower number) and cutting, -inf left out."""
         found = top_n(scores, n)
         expected = [
-            sorted((i for i in range(row.size) if row[i] > -np.inf), key=lambda i: (-row[i], i))[:n]  # noqa: B023
-            for row in scores
+            sorted((i for i in range(row.size) if row[i] > -np.inf), key=lambda i: (-row[i], i))[:n] for row in scores
         ]
 
         assert expected == [listed(found, row) for row in range(len(scores))]
@@ -402,7 +407,7 @@ class TestAls:
         pairs = als.confidence(faded, self.settings.alpha)
         scores = model.fold_in(faded) @ model.item_factors.T
 
-        assert [1.0] == pairs.data.tolist()
+        assert pairs.data.tolist() == [1.0]
         assert scores[0, 11] > 0
         assert_array_equal(scores[1], 0)
 
@@ -410,7 +415,7 @@ class TestAls:
         """r = 0.5 and r = 4 at alpha = 3 are confidences of 2.5 and 13; what is not stored stays so."""
         pairs = als.confidence(matrix([[0, 2]], 3, [0.5, 4.0]), alpha=3.0)
 
-        assert [[2.5, 0.0, 13.0]] == pairs.toarray().tolist()
+        assert pairs.toarray().tolist() == [[2.5, 0.0, 13.0]]
 
     def test_item_factors_do_not_depend_on_threads(self) -> None:
         """The same solver gives the same item factors, to the last bit, with 1, 2, 3 and 7 threads, and so does fit."""
@@ -462,31 +467,31 @@ class TestPopular:
         model = popular.Model.fit(self.world, popular.Settings(half_life_days=2))
         (everybody,) = model.lists(np.ones(5, bool), 10)
 
-        assert ("popular", ALL) == (everybody.kind, everybody.key)
-        assert [1, 0, 2, 3] == everybody.items.tolist()
-        assert [2.0, 1.5, 1.25, 0.5] == everybody.scores.tolist()
+        assert (everybody.kind, everybody.key) == ("popular", ALL)
+        assert everybody.items.tolist() == [1, 0, 2, 3]
+        assert everybody.scores.tolist() == [2.0, 1.5, 1.25, 0.5]
 
     def test_all_time_by_hand(self) -> None:
         """Without a half-life each user counts 1, and the three items with two users come in the order of their numbers."""
         model = popular.Model.fit(self.world, popular.Settings(half_life_days=0))
         (everybody,) = model.lists(np.ones(5, bool), 10)
 
-        assert [0, 1, 2, 3] == everybody.items.tolist()
-        assert [2.0, 2.0, 2.0, 1.0] == everybody.scores.tolist()
+        assert everybody.items.tolist() == [0, 1, 2, 3]
+        assert everybody.scores.tolist() == [2.0, 2.0, 2.0, 1.0]
 
     def test_a_user_counts_once_however_often_they_watched(self) -> None:
         """Weights don't enter: one fan with a weight of 1,000 is one user."""
         training = training_of([[0], [1], [1]], 2, weights=[1000, 1, 1])
         (everybody,) = popular.Model.fit(training, popular.Settings()).lists(np.ones(2, bool), 2)
 
-        assert [1, 0] == everybody.items.tolist()
+        assert everybody.items.tolist() == [1, 0]
 
     def test_an_old_item_is_not_forgotten(self) -> None:
         """However long ago its users were, an item that somebody had comes after the others, and not never."""
         training = training_of([[0, 1, 2]], 4, ages=[9000, 0, 40_000])
         (everybody,) = popular.Model.fit(training, popular.Settings(half_life_days=2)).lists(np.ones(4, bool), 10)
 
-        assert [1, 0, 2] == everybody.items.tolist()
+        assert everybody.items.tolist() == [1, 0, 2]
 
     def test_segments_have_lists_of_their_own(self) -> None:
         """A value with min_users users has a list of what they had; a smaller one, and no value at all, have none."""
@@ -496,7 +501,7 @@ class TestPopular:
         model = popular.Model.fit(training, popular.Settings(segments=("country",), min_users=2))
         found = {one.key: one.items.tolist() for one in model.lists(np.ones(4, bool), 10)}
 
-        assert {ALL: [2, 0, 1, 3], "country=DE": [2, 1], "country=GB": [0, 1]} == found
+        assert found == {ALL: [2, 0, 1, 3], "country=DE": [2, 1], "country=GB": [0, 1]}
 
     def test_a_long_seen_list_does_not_shorten_the_list(self) -> None:
         """One user has seen the 20 most popular items; they and everybody else still get 5."""
@@ -505,8 +510,8 @@ class TestPopular:
         seen: list[list[int]] = [list(range(20)), *([[]] * 49)]
         found = popular.Model.fit(training, popular.Settings()).candidates(users_of(training, seen), 5)
 
-        assert [20, 21, 22, 23, 24] == listed(found, 0)
-        assert [0, 1, 2, 3, 4] == listed(found, 1)
+        assert listed(found, 0) == [20, 21, 22, 23, 24]
+        assert listed(found, 1) == [0, 1, 2, 3, 4]
 
 
 def dense_similarities(training: Training, settings: similar.Settings) -> NDArray[np.float64]:
@@ -542,9 +547,7 @@ class TestSimilar:
     @pytest.mark.parametrize("half_life", [0.0, 14.0])
     @pytest.mark.parametrize("max_history", [4, 500])
     @pytest.mark.parametrize("shrinkage", [0.0, 2.0])
-    def test_cooccurrence_is_the_documented_formula(
-        self, half_life: float, max_history: int, shrinkage: float
-    ) -> None:
+    def test_cooccurrence_is_the_documented_formula(self, half_life: float, max_history: int, shrinkage: float) -> None:
         """It equals the formula written as loops, with and without decay, shrinkage and a cut history."""
         training = some_world(users=60, items=300)  # more items than one block holds
         chosen = similar.Settings(
@@ -571,7 +574,7 @@ class TestSimilar:
         model = similar.Model.fit(training, similar.Settings(neighbours=2))
         found = {one.key: one.items.tolist() for one in model.lists(np.ones(6, bool), 5)}
 
-        assert {0: [1, 2], 1: [0, 2], 2: [0, 1], 3: [0, 1], 4: [0, 1], 5: [0, 1]} == found
+        assert found == {0: [1, 2], 1: [0, 2], 2: [0, 1], 3: [0, 1], 4: [0, 1], 5: [0, 1]}
 
     def test_items_of_years_ago_are_still_similar(self) -> None:
         """Two items that were only ever had together, years before the others, are finite neighbours; nothing overflows."""
@@ -593,7 +596,7 @@ class TestSimilar:
         blocks = similar._cooccurrence_blocks(similar.normalised(cut, 14.0), 30.0)
         pairs = sum(int(block.nnz) for _, block in blocks)
 
-        assert [100, 2] == np.diff(cut.indptr).tolist()
+        assert np.diff(cut.indptr).tolist() == [100, 2]
         assert_array_equal(np.sort(np.argsort(ages)[:100]), cut.indices[:100])
         assert pairs <= 100**2 + 2**2
 
@@ -601,20 +604,18 @@ class TestSimilar:
         """The cut of a history is decided, whatever the order of its items."""
         cut = similar.latest(matrix([[0, 1, 2, 3], [1, 2]], 4, [5, 1, 5, 5, 0, 9]), 2)
 
-        assert [[0, 1], [1, 2]] == [cut[[row]].indices.tolist() for row in (0, 1)]
-        assert [5, 1, 0, 9] == cut.data.tolist()
+        assert [cut[[row]].indices.tolist() for row in (0, 1)] == [[0, 1], [1, 2]]
+        assert cut.data.tolist() == [5, 1, 0, 9]
 
     def test_candidates_are_the_decayed_history_times_similarities(self) -> None:
         """score(u, j) = sum over the history of 0.5 ** (age / half-life) * s(i, j), by hand for a user with two items."""
         world = training_of([[0, 1], [0, 1, 2], [2, 3]], 4)
-        model = similar.Model.fit(
-            world, similar.Settings(shrinkage=1, half_life_days=0, history_half_life_days=10)
-        )
+        model = similar.Model.fit(world, similar.Settings(shrinkage=1, half_life_days=0, history_half_life_days=10))
         s = dense_similarities(world, similar.Settings(shrinkage=1, half_life_days=0))
         user = training_of([[0, 2]], 4, ages=[10, 20])
         found = model.candidates(users_of(user), 4)
 
-        assert [1, 3] == listed(found, 0)
+        assert listed(found, 0) == [1, 3]
         assert_allclose(found.scores[0, :2], [s[0, 1] / 2 + s[2, 1] / 4, s[2, 3] / 4], rtol=1e-5)
 
     def test_factors_are_cosines_of_als(self) -> None:
@@ -633,10 +634,10 @@ class TestSimilar:
         alone, built = similar.Settings(), similar.Settings(method="factors")
         sections = {"als": als.Settings(), "popular": popular.Settings(), "similar": built}
 
-        assert () == models.requires("similar", alone)
-        assert ("als",) == models.requires("similar", built)
-        assert ["als", "similar"] == in_order(["similar"], sections)
-        assert ["popular", "als", "similar"] == in_order(["popular", "similar", "als"], sections)
+        assert models.requires("similar", alone) == ()
+        assert models.requires("similar", built) == ("als",)
+        assert in_order(["similar"], sections) == ["als", "similar"]
+        assert in_order(["popular", "similar", "als"], sections) == ["popular", "als", "similar"]
 
     def test_the_stage_trains_what_is_required(self, tmp_path: Path) -> None:
         """Training `similar` by factors from a dataset on disk saves als beside it, and both can be loaded."""
@@ -644,6 +645,6 @@ class TestSimilar:
         sections = {"als": als.Settings(factors=2), "similar": similar.Settings(method="factors")}
         counts = train(tmp_path / "train", tmp_path / "dataset", ("similar",), sections, (), 7)
 
-        assert {"rows": 2, "items": 3, "pairs": 4, "models": ["als", "similar"]} == counts
-        assert (3, 2) == als.Model.load(tmp_path / "train" / "als").item_factors.shape
-        assert (3, 3) == similar.Model.load(tmp_path / "train" / "similar").similarities.shape
+        assert counts == {"rows": 2, "items": 3, "pairs": 4, "models": ["als", "similar"]}
+        assert als.Model.load(tmp_path / "train" / "als").item_factors.shape == (3, 2)
+        assert similar.Model.load(tmp_path / "train" / "similar").similarities.shape == (3, 3)

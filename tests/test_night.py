@@ -34,7 +34,7 @@ def nights(tmp_path_factory, spark) -> Place:
 
 def test_the_checkerboard_is_solved(nights):
     """Each user's published list of the night before D begins with the one item that they lacked."""
-    yesterday = [run for run in sorted(nights.settings().paths.runs.iterdir()) if run.name < nights.report.run.run_id][0]
+    yesterday = min(nights.settings().paths.runs.iterdir())
 
     found = {row.key: row.items for row in served_lists(yesterday / "build") if row.kind == "user"}
 
@@ -149,11 +149,15 @@ def test_a_user_with_three_items_left_gets_three(tmp_path, spark):
     """Nobody's list is filled up with what they have seen: three items are left, three are given, and with none left none,
     rather than the popular list; a user who was only shown things is answered with the popular list."""
     items = [f"i{number:02d}" for number in range(12)]
-    crowd = [event(f"u{user}", item, DAY - timedelta(days=user % 3)) for user in range(12) for item in items[: 6 + user % 6]]
+    crowd = [
+        event(f"u{user}", item, DAY - timedelta(days=user % 3)) for user in range(12) for item in items[: 6 + user % 6]
+    ]
     keen = [event("keen", item) for item in items[3:]]
     sated = [event("sated", item) for item in items]
     shown = [event("shown", "i00", kind="impression")]
-    there = place(tmp_path, crowd + keen + sated + shown, retrieve={"models": ["als", "popular", "similar"]}, rerank={"n": 100})
+    there = place(
+        tmp_path, crowd + keen + sated + shown, retrieve={"models": ["als", "popular", "similar"]}, rerank={"n": 100}
+    )
 
     outcomes = there.night().line()["outcomes"]
 

@@ -63,7 +63,9 @@ def retail(data: Path) -> pa.Table:
     lines = pq.read_table(data / "online_retail" / "raw.parquet")
     clean = pc.and_(pc.is_valid(lines["CustomerID"]), pc.invert(pc.starts_with(lines["InvoiceNo"], "C")))
     lines = lines.filter(pc.and_(clean, pc.greater(lines["Quantity"], 0)))
-    return pa.table({"user_id": lines["CustomerID"].cast(pa.int64()), "item_id": lines["StockCode"], "ts": lines["InvoiceDate"]})
+    return pa.table(
+        {"user_id": lines["CustomerID"].cast(pa.int64()), "item_id": lines["StockCode"], "ts": lines["InvoiceDate"]}
+    )
 
 
 def split(events: pa.Table, before: date, folder: Path) -> tuple[Path, Path]:
@@ -91,7 +93,10 @@ def chosen(files: tuple[Path, Path], model: str, choices: Sequence[str]) -> str:
 
 def figures(events: pa.Table, end: date, folder: Path) -> dict[str, float]:
     """NDCG@20 on the test days of ALS and popularity with settings chosen on validation, and of the blend as it comes."""
-    validation, test = split(events, end - timedelta(days=30), folder / "validation"), split(events, end, folder / "test")
+    validation, test = (
+        split(events, end - timedelta(days=30), folder / "validation"),
+        split(events, end, folder / "test"),
+    )
     popular = chosen(validation, "popular", [f"popular.half_life_days={half_life}" for half_life in HALF_LIVES])
     found = {
         "als": ndcg(test, "als", chosen(validation, "als", ALS)),
@@ -141,7 +146,9 @@ def movie_night(tmp_path_factory, spark, shared_data) -> Place:
     folder = tmp_path_factory.mktemp("movies")
     pq.write_table(movies(shared_data), folder / "ratings.parquet")
     events = {"default_event": "rating", "use_value": True}
-    there = Place(folder, {"input": {"events": "ratings.parquet"}, "events": events, "dataset": {"parts": 4}, "rerank": {"n": 20}})
+    there = Place(
+        folder, {"input": {"events": "ratings.parquet"}, "events": events, "dataset": {"parts": 4}, "rerank": {"n": 20}}
+    )
     there.report = there.night(MOVIES_DAY)
     return there
 

@@ -33,6 +33,7 @@ from lookup_api.readers import Reader
 from schemas.errors import (
     Busy,
     IllegalTransition,
+    LeaseHeld,
     NightlistError,
     RunUnreadable,
     SequenceMoved,
@@ -422,9 +423,9 @@ def test_a_held_lease_is_refused_by_name(pair: Pair) -> None:
     """Who comes second learns who holds it and until when, the same owner included."""
     lease = pair.store.acquire("host-a:1", 60)
     for owner in ("host-b:2", "host-a:1"):
-        with pytest.raises(Busy, match=r"host-a:1.*2026-03-01T02:31:00"):
+        with pytest.raises(LeaseHeld, match=r"host-a:1.*02:31:00") as caught:
             pair.another_store().acquire(owner, 60)
-
+        assert caught.value.lease == lease
     assert lease.expires_at == START + timedelta(seconds=60)
 
 
@@ -463,7 +464,7 @@ def test_a_lease_that_was_released_or_superseded_can_not_be_renewed(pair: Pair) 
     with pytest.raises(StaleFence):
         pair.store.renew(first, 60)
     pair.store.release(first)
-    with pytest.raises(Busy, match="b holds"):
+    with pytest.raises(LeaseHeld, match="b is publishing"):
         pair.store.acquire("c", 60)
     pair.store.release(second)
     with pytest.raises(StaleFence):
@@ -606,10 +607,9 @@ def grab(name: str, folder: Path, owner: str) -> int | None:
     """In a process of its own: the fence of the lease, or None where somebody else has it."""
     store = import_module(f"jobs.stores.{name}").open_store(StoreSettings(backend=name, path=folder))
     try:
-        fence: int = store.acquire(owner, 3600).fence
+        return int(store.acquire(owner, 3600).fence)
     except Busy:
         return None
-    return fence
 
 
 def test_of_processes_that_want_the_lease_one_gets_it(pair: Pair) -> None:
@@ -727,8 +727,9 @@ def unprepared(path: Path) -> Pair:
 def test_an_absent_store_was_never_published_to(tmp_path: Path) -> None:
     """No folder, and a folder without a registry, mean that nothing is there yet: no error, and nothing is made."""
     for folder in (tmp_path / "none" / "there", tmp_path):
-        reader = unprepared(folder).reader
-        assert (reader.release(), reader.runs()) == (None, [])
+        pair = unprepared(folder)
+        reader = pair.reader
+        assert (reader.release(), reader.runs()) == (pair.store.pointer(), pair.store.runs()) == (None, [])
         with pytest.raises(RunUnreadable):
             reader.get(RUN, "user", "u")
     assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,9 @@ import pytest
 import scipy.sparse as sp
 from pyspark.sql import SparkSession
 
-from jobs.world import SUBJECTS, TOPIC_NAMES, Drift, World, affinity, generate, title
+from jobs.world import Drift, World, affinity, generate
 from jobs.world_model import CATEGORIES, FEWEST_ITEMS, POSITION_BIAS, TOPICS, TOPICS_EACH
+from jobs.world_words import SUBJECTS, TOPIC_NAMES, title
 from schemas.columns import BLOCKS_TABLE, EVENTS_TABLE, ITEMS_TABLE, USERS_TABLE
 
 WORLD = World(users=1_500, items=600, days=14, bots=0.005, harmful=0.02)

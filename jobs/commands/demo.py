@@ -1,15 +1,14 @@
 """`nightlist demo`: a whole night over a small made-up world, and its lists to look at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jobs.commands.options import json_option, reporting
 from jobs.config import load_settings
@@ -37,6 +36,14 @@ weights = { watch = 1.0, like = 2.0 }
 [popular]
 segments = ["country"]
 
+[als]
+factors = 32
+regularization = 10.0
+alpha = 3.0
+
+[rank]
+weights = { als = 2.0, popular = 1.0, similar = 0.75 }
+
 [dataset]
 parts = 8
 
@@ -48,6 +55,8 @@ path = "store"
 """
 SHOWN = 8
 """Titles a column."""
+WIDTH = 56
+"""Of a title; two columns fit a usual terminal."""
 
 
 @dataclass
@@ -55,7 +64,7 @@ class Demo(Report):
     """A night's report, and three of its users for a person to look at."""
 
     folder: Path = Path()
-    world: World = World()
+    world: World = field(default_factory=World)
 
     def show(self, console: Console) -> None:
         """What three users watched and were given, how good the lists are, and what to type next."""
@@ -105,12 +114,11 @@ def _side_by_side(folder: Path, user: str, titles: dict[str, str]) -> Table:
     mine = watched.filter(pc.equal(watched[USER_ID], user)).sort_by([(TS, "descending")])
     latest = list(dict.fromkeys(mine[ITEM_ID].to_pylist()))[:SHOWN]
     given = _served(folder, user)
-    table = Table(f"{user} watched", "is given", "because of", title_justify="left")
+    table = Table(*(Column(title, no_wrap=True, width=WIDTH) for title in (f"{user} watched", "and is given")))
     for place in range(SHOWN):
         item = given.items[place] if place < len(given.items) else None
-        source = given.sources[place].replace("+", ", ") if item else ""
         seen = titles[latest[place]] if place < len(latest) else ""
-        table.add_row(seen, titles.get(item or "", ""), source)
+        table.add_row(seen, titles.get(item or "", ""))
     return table
 
 
@@ -132,16 +140,18 @@ def run(demo: Demo) -> None:
     settings = load_settings(demo.folder / CONFIG_FILE)
     progress = Terminal()
     if not (demo.folder / "world" / "truth_items").exists():
-        progress.note(f"making a world of {demo.world.users:,} users and {demo.world.items:,} videos in {demo.folder / 'world'}")
+        progress.note(
+            f"making a world of {demo.world.users:,} users and {demo.world.items:,} videos in {demo.folder / 'world'}"
+        )
         generate(session(settings.spark), demo.world, demo.folder / "world")
     make(settings, demo.world.end, demo, progress)
 
 
 @click.command()
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default="nightlist-demo", show_default=True)
-@click.option("--users", type=click.IntRange(min=100), default=1_000, show_default=True, help="Users of the world.")
+@click.option("--users", type=click.IntRange(min=100), default=3_000, show_default=True, help="Users of the world.")
 @json_option
 def demo(folder: Path, users: int, as_json: bool) -> None:
     """Run a whole night over a small made-up video platform, on the embedded store, and show three users' lists."""
-    with reporting(Demo(folder=folder, world=World(users=users)), as_json) as report:
+    with reporting(Demo(folder=folder, world=World(users=users, items=max(200, users // 3))), as_json) as report:
         run(report)

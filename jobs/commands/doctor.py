@@ -32,10 +32,14 @@ def check_python(settings: RootSettings) -> str:
     if sys.version_info < PYTHON_NEEDED:
         raise NightlistError(f"Python {version}: Nightlist needs 3.11 or newer")
     worker = os.environ.get("PYSPARK_PYTHON", sys.executable)
-    asked = subprocess.run([worker, "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True)
+    asked = subprocess.run(
+        [worker, "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True
+    )
     if asked.returncode or asked.stdout.strip().split(".")[:2] != version.split(".")[:2]:
         found = asked.stdout.strip() or asked.stderr.strip() or "nothing"
-        raise NightlistError(f"workers run {worker} ({found}), this is Python {version}: set PYSPARK_PYTHON to {sys.executable}")
+        raise NightlistError(
+            f"workers run {worker} ({found}), this is Python {version}: set PYSPARK_PYTHON to {sys.executable}"
+        )
     return f"{version}, workers too"
 
 
@@ -45,7 +49,9 @@ def check_java(settings: RootSettings) -> str:
     line = (asked.stderr or asked.stdout).splitlines()[0] if asked.stderr or asked.stdout else ""
     version = re.search(r'"(\d+)', line)
     if not version or int(version[1]) < JAVA_NEEDED:
-        raise NightlistError(f"{java()} says {line!r}: Spark needs Java {JAVA_NEEDED} or newer; install it or set JAVA_HOME")
+        raise NightlistError(
+            f"{java()} says {line!r}: Spark needs Java {JAVA_NEEDED} or newer; install it or set JAVA_HOME"
+        )
     return line
 
 
@@ -64,7 +70,11 @@ def check_store(settings: RootSettings) -> str:
         release = reader.release()
     finally:
         reader.close()
-    return f"{settings.store.backend}, live: {release.run_id}" if release else f"{settings.store.backend}, nothing published yet"
+    return (
+        f"{settings.store.backend}, live: {release.run_id}"
+        if release
+        else f"{settings.store.backend}, nothing published yet"
+    )
 
 
 def check_permissions(settings: RootSettings) -> str:
@@ -76,7 +86,9 @@ def check_permissions(settings: RootSettings) -> str:
             with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
-            raise NightlistError(f"{folder} can't be written to: {error.strerror}; change its owner or [paths] and [store]") from None
+            raise NightlistError(
+                f"{folder} can't be written to: {error.strerror}; change its owner or [paths] and [store]"
+            ) from None
     free = shutil.disk_usage(there).free / 1e9
     return f"{', '.join(map(str, folders))} ({free:.0f} GB free)"
 

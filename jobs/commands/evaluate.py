@@ -54,7 +54,9 @@ def choose(settings: RootSettings, model: str | None, k: int) -> RootSettings:
         names = names if len(names) > 1 else type(settings.retrieve)().models
     elif model:
         if model not in models.names():
-            raise ConfigError(f"--model {model!r}: there is none of that name; known: {', '.join((*models.names(), BLEND))}")
+            raise ConfigError(
+                f"--model {model!r}: there is none of that name; known: {', '.join((*models.names(), BLEND))}"
+            )
         names = (model,)
     n = max(settings.retrieve.candidates, k)
     return settings.model_copy(
@@ -90,9 +92,21 @@ def _pairs(table: RawTable) -> DataFrame:
 
 
 @click.command()
-@click.option("--train", type=click.Path(path_type=Path), required=True, help="Events to train on: user_id, item_id, optionally ts and value.")
-@click.option("--test", type=click.Path(path_type=Path), required=True, help="Events to score on; pairs that stand in --train are dropped.")
-@click.option("--config", "-c", type=click.Path(dir_okay=False, path_type=Path), help="Settings; without it, the defaults.")
+@click.option(
+    "--train",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Events to train on: user_id, item_id, optionally ts and value.",
+)
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Events to score on; pairs that stand in --train are dropped.",
+)
+@click.option(
+    "--config", "-c", type=click.Path(dir_okay=False, path_type=Path), help="Settings; without it, the defaults."
+)
 @click.option("--model", help="A model (als, popular, similar) or `blend`. Default: what the config says, else als.")
 @set_option
 @click.option("--k", default=20, show_default=True, type=click.IntRange(min=1), help="Cut-off of the metrics.")

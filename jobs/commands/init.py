@@ -30,7 +30,8 @@ def template() -> str:
 
 def _section(name: str, section: FieldInfo) -> str:
     cls = section.annotation
-    assert isinstance(cls, type) and issubclass(cls, BaseModel), "every section is a model"
+    assert isinstance(cls, type), "every section is a model"
+    assert issubclass(cls, BaseModel), "every section is a model"
     title = (cls.__doc__ or "").strip().splitlines()[0]
     lines = [f"\n# {title}", f"[{name}]"]
     for key, field in cls.model_fields.items():
@@ -47,7 +48,11 @@ def toml(value: Any) -> str:
     if isinstance(value, BaseModel):
         return toml(value.model_dump())
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k) if '.' in k else k} = {toml(v)}" for k, v in value.items()) + " }" if value else "{}"
+        return (
+            "{ " + ", ".join(f"{json.dumps(k) if '.' in k else k} = {toml(v)}" for k, v in value.items()) + " }"
+            if value
+            else "{}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml(v) for v in value) + "]"
     if isinstance(value, date):

@@ -55,7 +55,11 @@ config_option = click.option(
     help="The configuration; `nightlist init` writes one.",
 )
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Set one setting, e.g. als.factors=128; repeatable."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Set one setting, e.g. als.factors=128; repeatable.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
 
@@ -114,4 +118,3 @@ def print_json(values: dict[str, Any]) -> None:
 
 def _say(error: NightlistError) -> None:
     click.echo(f"error: {error}", err=True)
-

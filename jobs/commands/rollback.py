@@ -6,8 +6,8 @@ import click
 
 from jobs.commands.options import config_option, failing, json_option, print_json
 from jobs.config import load_settings
-from jobs.run import RunFolder, now
 from jobs.progress import Progress
+from jobs.run import RunFolder, now
 from jobs.stages import publish
 from jobs.stores import open_store
 from lookup_api.readers import open_reader

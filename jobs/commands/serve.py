@@ -19,5 +19,7 @@ def serve(config: Path, host: str | None, port: int | None, workers: int | None)
 
     with failing():
         _, settings = load_service_settings(config)
-        given = {name: value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None}
+        given = {
+            name: value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None
+        }
         start(config, settings.model_copy(update=given))

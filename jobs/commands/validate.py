@@ -32,7 +32,9 @@ def check(settings: RootSettings, day: date) -> dict[str, Any]:
     counted = rows.groupBy(F.coalesce(JUDGEMENT, F.lit("kept")).alias("outcome")).count().collect()
     outcomes = {row["outcome"]: row["count"] for row in sorted(counted, key=lambda row: -row["count"])}
     if not outcomes.get("kept"):
-        raise InputError(f"none of {sum(outcomes.values())} sampled events up to {day} can be used: {outcomes or 'there are none'}")
+        raise InputError(
+            f"none of {sum(outcomes.values())} sampled events up to {day} can be used: {outcomes or 'there are none'}"
+        )
     newest = sample.events.mapped().agg(F.max(TS).alias(TS)).first()[TS]
     return {
         "tables": {name: sorted(table.columns) for name, table in inputs.present().items()},

@@ -95,7 +95,9 @@ class Model:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """What `save` wrote."""
-        data, indices, indptr = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("data", "indices", "indptr"))
+        data, indices, indptr = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("data", "indices", "indptr")
+        )
         similarities = csr_matrix((data, indices, indptr), shape=(indptr.size - 1,) * 2)
         return cls(similarities, float(np.load(folder / "half_life.npy")))
 

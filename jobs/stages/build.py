@@ -20,8 +20,16 @@ from jobs.run import Counts
 from schemas.columns import ITEMS, SCORES, SOURCES, USER_ID
 from schemas.lists import ALL
 
+
 def assemble(
-    out: Path, buckets: Buckets, dataset: Path, trained: Path, lists: Path, names: Sequence[str], n: int, scored_at: datetime
+    out: Path,
+    buckets: Buckets,
+    dataset: Path,
+    trained: Path,
+    lists: Path,
+    names: Sequence[str],
+    n: int,
+    scored_at: datetime,
 ) -> Counts:
     """Write personal lists by bucket, and similar.parquet and popular.parquet, all with ids instead of numbers.
 
@@ -37,7 +45,12 @@ def assemble(
         table = _table([(name, shared) for name, shared in found if shared.kind == kind], item_ids, scored_at, kind)
         pq.write_table(table, out / f"{kind}.parquet")
         rows[kind] = table.num_rows
-    return {"rows": sum(rows.values()), "kinds": rows, "outcomes": outcomes(dataset, out), "lists_checksum": content_checksum(out)}
+    return {
+        "rows": sum(rows.values()),
+        "kinds": rows,
+        "outcomes": outcomes(dataset, out),
+        "lists_checksum": content_checksum(out),
+    }
 
 
 def bucket_rows(dataset: Path, lists: Path, scored_at: datetime, bucket: int) -> pa.Table:
@@ -45,12 +58,21 @@ def bucket_rows(dataset: Path, lists: Path, scored_at: datetime, bucket: int) ->
     user_ids, users = Dataset(dataset).bucket(bucket)
     table = read_bucket(lists, bucket)
     if column(table, USER_ID) != user_ids.cast(pa.string()):
-        raise RuntimeError(f"bucket {bucket}: the lists' users are not the dataset's; delete {lists} and start the night again")
+        raise RuntimeError(
+            f"bucket {bucket}: the lists' users are not the dataset's; delete {lists} and start the night again"
+        )
     table = table.filter(pa.array(np.diff(users.weights.indptr) > 0)).combine_chunks()
     numbers = column(table, ITEMS)
     ids = pa.ListArray.from_arrays(numbers.offsets, Dataset(dataset).item_ids().take(numbers.values))
     size = table.num_rows
-    columns = [_repeat("user", size), column(table, USER_ID), ids, table[SCORES], table[SOURCES], _repeat(scored_at, size)]
+    columns = [
+        _repeat("user", size),
+        column(table, USER_ID),
+        ids,
+        table[SCORES],
+        table[SOURCES],
+        _repeat(scored_at, size),
+    ]
     return pa.table(columns, names=LISTS.names).cast(LISTS)
 
 
@@ -92,7 +114,9 @@ def _table(found: list[tuple[str, ItemList]], item_ids: pa.StringArray, scored_a
     sources = pa.array(np.repeat([name for name, _ in found], lengths), pa.string())
     arrays = (item_ids.take(pa.array(items, pa.int32())), pa.array(scores, pa.float32()), sources)
     lists = [pa.ListArray.from_arrays(offsets, array) for array in arrays]
-    return pa.table([_repeat(kind, len(keys)), pa.array(keys, pa.string()), *lists, _repeat(scored_at, len(keys))], schema=LISTS)
+    return pa.table(
+        [_repeat(kind, len(keys)), pa.array(keys, pa.string()), *lists, _repeat(scored_at, len(keys))], schema=LISTS
+    )
 
 
 def _repeat(value: object, size: int) -> pa.Array:

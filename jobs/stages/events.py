@@ -12,7 +12,7 @@ from jobs.config import EventsSettings
 from jobs.identity import end_of, window
 from jobs.inputs import RawTable, rejected_by
 from jobs.run import Counts
-from schemas.columns import EVENT, IMPRESSION, ITEM_ID, REASON, TS, USER_ID, VALUE
+from schemas.columns import EVENT, IMPRESSION, ITEM_ID, TS, USER_ID, VALUE
 from schemas.errors import InputError
 from schemas.ids import CONTROL_CHARACTERS, MAX_ID_BYTES
 
@@ -86,7 +86,9 @@ def _count(out: Path, kept: DataFrame, settings: EventsSettings, day: date) -> C
     """Rows by outcome; raises InputError where the day has too few."""
     begin = end_of(day) - timedelta(days=1)
     found = kept.agg(
-        F.count(F.lit(1)).alias("kept"), F.sum((F.col(TS) >= F.lit(begin)).cast("int")).alias("on_day"), F.max(TS).alias("newest")
+        F.count(F.lit(1)).alias("kept"),
+        F.sum((F.col(TS) >= F.lit(begin)).cast("int")).alias("on_day"),
+        F.max(TS).alias("newest"),
     ).first()
     rejected = _rejected_by_reason(out)
     counts = {"rows": found["kept"], "read": found["kept"] + sum(rejected.values()), "on_day": found["on_day"] or 0}
@@ -100,7 +102,9 @@ def _rejected_by_reason(out: Path) -> dict[str, int]:
     return {row[JUDGEMENT]: row["count_all"] for row in sorted(reasons.to_pylist(), key=lambda row: row[JUDGEMENT])}
 
 
-def _too_few(newest: datetime | None, counts: Counts, rejected: dict[str, int], settings: EventsSettings, day: date, out: Path) -> str:
+def _too_few(
+    newest: datetime | None, counts: Counts, rejected: dict[str, int], settings: EventsSettings, day: date, out: Path
+) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items()) or "none"
     last = f"the newest is of {newest:%Y-%m-%d}" if newest else "there is none of an earlier day either"
     return (

@@ -56,7 +56,11 @@ def judge(
     values = absolute(facts, tonight["outcomes"]) | compared(facts, tonight, last, levels)
     gates = [grade(name, value, getattr(levels, name)) for name, value in values.items()]
     worst = next((status for status in ("stop", "warn") if any(gate.status == status for gate in gates)), "pass")
-    return {"rows": facts["personal"], "lists": facts, "verdict": {"status": worst, "gates": [asdict(gate) for gate in gates]}}
+    return {
+        "rows": facts["personal"],
+        "lists": facts,
+        "verdict": {"status": worst, "gates": [asdict(gate) for gate in gates]},
+    }
 
 
 def refusal(run_id: str, verdict: Mapping[str, Any]) -> Refused:

@@ -109,7 +109,8 @@ def _publish(publisher: Publisher, built: Path, run_id: str, progress: Progress)
         _settle(publisher)
         publisher.reached = RunState.LIVE
     release = publisher.store.pointer()
-    assert release and release.run_id == run_id, "the flip was ours, under our lease"
+    assert release, "the flip was ours, under our lease"
+    assert release.run_id == run_id, "the flip was ours, under our lease"
     return release
 
 
@@ -134,7 +135,9 @@ def rollback_target(publisher: Publisher, wanted: str | None) -> str:
     newest = max(chosen, key=lambda record: record.changed_at)
     rows = _readable_rows(publisher, newest.run_id)
     if rows != newest.rows:
-        raise Refused(f"run {newest.run_id} holds {rows} lists where {newest.rows} were published; choose another with --to")
+        raise Refused(
+            f"run {newest.run_id} holds {rows} lists where {newest.rows} were published; choose another with --to"
+        )
     return newest.run_id
 
 
@@ -208,10 +211,12 @@ def _settle(publisher: Publisher) -> None:
     """Make the states say what the pointer says: the run that it names is LIVE, and no other is."""
     pointer = publisher.store.pointer()
     if not pointer:
-        return
+        return None
     for record in publisher.store.runs():
         named = record.run_id == pointer.run_id
-        if named and record.state is RunState.BAD and (target := _whole(publisher)):  # a rollback that died between its two steps
+        if (
+            named and record.state is RunState.BAD and (target := _whole(publisher))
+        ):  # a rollback that died between its two steps
             publisher.flip(target)
             return _settle(publisher)
         if named and record.state in (RunState.VERIFIED, RunState.RETIRED):
@@ -231,11 +236,17 @@ def _prune(publisher: Publisher) -> None:
     """Drop the lists of all but the newest `keep` good runs, never of one that the pointer named within `grace_seconds`."""
     was_live = (RunState.LIVE, RunState.RETIRED, RunState.BAD)
     records = [record for record in publisher.store.runs() if record.state in was_live]
-    good = sorted((r for r in records if r.state is not RunState.BAD), key=lambda r: (r.state is RunState.LIVE, r.changed_at))
+    good = sorted(
+        (r for r in records if r.state is not RunState.BAD), key=lambda r: (r.state is RunState.LIVE, r.changed_at)
+    )
     kept = {record.run_id for record in good[-publisher.settings.keep :]}
     grace = timedelta(seconds=publisher.settings.grace_seconds)
     for record in records:
-        if record.run_id not in kept and publisher.clock() - record.changed_at >= grace and publisher.store.size(record.run_id):
+        if (
+            record.run_id not in kept
+            and publisher.clock() - record.changed_at >= grace
+            and publisher.store.size(record.run_id)
+        ):
             publisher.store.drop(record.run_id, publisher.lease.fence)
 
 

@@ -40,4 +40,6 @@ def among(entries: Entries, users: Users) -> NDArray[np.bool_]:
 def shorten(entries: Entries, n: int) -> Entries:
     """The first n entries of each user, ranked anew."""
     ranks = rank_within(entries.row)
-    return Entries(entries.users, entries.row, entries.items, entries.scores, ranks, entries.sources, entries.names).take(ranks <= n)
+    return Entries(
+        entries.users, entries.row, entries.items, entries.scores, ranks, entries.sources, entries.names
+    ).take(ranks <= n)

@@ -33,10 +33,10 @@ class Store(Protocol):
         """End the lease; without effect when it was superseded."""
 
     def runs(self) -> list[RunRecord]:
-        """All runs that the store knows, newest name first."""
+        """All runs that the store knows, newest name first; none where it was never prepared."""
 
     def pointer(self) -> Release | None:
-        """The release pointer, read as strongly as the store can."""
+        """The release pointer, read as strongly as the store can; None where it was never prepared."""
 
     def set_state(self, run_id: str, old: RunState | None, new: RunState, fence: int, rows: int | None = None) -> None:
         """Compare-and-set of the run's state; `old` None registers a run (only as LOADING). `rows` is kept where given.

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from jobs.stores._sqlite_file import DDL, build, sync_names, telling, text
-from lookup_api.readers.sqlite import REGISTRY, connect, lists_path, read_release, read_runs
+from lookup_api.readers.sqlite import REGISTRY, bytes_of, connect, lists_path, read_release, read_runs
 from schemas.ddl import statements
 from schemas.errors import IllegalTransition, LeaseHeld, SequenceMoved, StaleFence
 from schemas.lists import ServedList
@@ -77,14 +77,14 @@ class SqliteStore:
                 self._write_lease(registry, Lease(_RELEASED, lease.fence, self._clock()))
 
     def runs(self) -> list[RunRecord]:
-        """All runs, newest name first."""
-        with self._registry() as registry:
-            return read_runs(registry)
+        """All runs, newest name first; none where nothing was prepared."""
+        with self._reading() as registry:
+            return read_runs(registry) if registry else []
 
     def pointer(self) -> Release | None:
-        """The release pointer."""
-        with self._registry() as registry:
-            return read_release(registry)
+        """The release pointer; None where nothing was prepared."""
+        with self._reading() as registry:
+            return read_release(registry) if registry else None
 
     def set_state(self, run_id: str, old: RunState | None, new: RunState, fence: int, rows: int | None = None) -> None:
         """Compare-and-set of a run's state. Raises IllegalTransition, StaleFence; ValueError on a bad name."""
@@ -175,6 +175,17 @@ class SqliteStore:
     @contextmanager
     def _registry(self) -> Iterator[sqlite3.Connection]:
         with telling(self._registry_path), closing(self._connect("mode=rw")) as registry:
+            yield registry
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """The registry, or None where there is none yet."""
+        with telling(self._registry_path):
+            prepared = bytes_of(self._registry_path) > 0
+        if not prepared:
+            yield None
+            return
+        with self._registry() as registry:
             yield registry
 
     @contextmanager

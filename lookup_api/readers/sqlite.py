@@ -42,6 +42,13 @@ def lists_path(folder: Path, run_id: str) -> Path:
     return folder / f"{table_of(run_id)}.db"
 
 
+def bytes_of(path: Path) -> int:
+    """Size of a file, 0 where there is none. Raises OSError where that can't be told."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
 def connect(path: Path, options: str, timeout: float = LOCK_SECONDS) -> sqlite3.Connection:
     """An autocommit connection to an existing or new file; `options` are SQLite's URI parameters."""
     uri = f"{path.absolute().as_uri()}?{options}"
@@ -135,7 +142,7 @@ class SqliteReader:
     def _from_registry(self, read: Callable[[sqlite3.Connection], Answer], absent: Answer) -> Answer:
         path = self.folder / REGISTRY
         try:
-            if not _size(path):
+            if not bytes_of(path):
                 return absent  # no folder, no file, or one that `prepare` had no time to fill
             return _read_registry(path, read)
         except (sqlite3.Error, OSError, ValueError) as error:
@@ -229,12 +236,6 @@ def _read_registry(path: Path, read: Callable[[sqlite3.Connection], Answer]) -> 
 
 def _unreadable(path: Path, error: Exception) -> RunUnreadable:
     return RunUnreadable(f"{path} can't be read: {error}; publish the run again or roll back")
-
-
-def _size(path: Path) -> int:
-    with suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
