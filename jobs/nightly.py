@@ -154,9 +154,8 @@ def nightly(config: Path, day: date, overrides: tuple[str, ...], override: str |
     Started again after a crash, it goes on where it stopped. Exit codes: 0 live, 1 bad input or another error, 2 usage or
     configuration, 3 refused, 4 another night or publisher is at work, 5 the store can't be reached.
     """
-    settings = load_settings(config, overrides)
     with reporting(Report(), as_json) as report:
-        make(settings, day, report, Terminal(), override=override)
+        make(load_settings(config, overrides), day, report, Terminal(), override=override)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -33,7 +33,14 @@ def section(name: str) -> type[BaseModel]:
 
 
 FIELDS = [(name, key) for name in settings_class().model_fields for key in section(name).model_fields]
-every_field = pytest.mark.parametrize(("name", "key"), FIELDS, ids=[f"{name}.{key}" for name, key in FIELDS])
+
+
+def of_every(fields: Sequence[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Once for each of these settings."""
+    return pytest.mark.parametrize(("name", "key"), fields, ids=[f"{name}.{key}" for name, key in fields])
+
+
+every_field = of_every(FIELDS)
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +291,7 @@ def has_another(name: str, key: str) -> bool:
 class TestDigest:
     """Which settings make another run."""
 
-    @pytest.mark.parametrize(("name", "key"), [pair for pair in FIELDS if has_another(*pair)], ids=".".join)
+    @of_every([pair for pair in FIELDS if has_another(*pair)])
     def test_it_covers_what_can_change_a_list(self, name: str, key: str) -> None:
         """Another value in any field makes another digest, but in [store], [serve], [spark], [paths], [gate] and input paths."""
         settings = load_settings(None)

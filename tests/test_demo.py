@@ -1,6 +1,5 @@
 """The demo, and the notebook that looks at its run."""
 
-import os
 from pathlib import Path
 
 import nbformat

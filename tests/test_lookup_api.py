@@ -551,7 +551,7 @@ def test_a_fault_tells_nothing_to_the_client_and_no_id_to_the_log(
 
     assert answer.status_code == 500
     assert "secret" not in answer.text
-    assert "u1" not in answer.json["detail"]  # type: ignore[index]
+    assert "ZeroDivision" not in answer.text
     assert record.getMessage() == "ZeroDivisionError while answering /v1/users/<id:user_id>/recommendations"
     assert record.exc_info
     assert api.ok("/livez")
@@ -570,7 +570,7 @@ def test_before_the_first_run_there_is_nothing_to_serve(world: World) -> None:
             answer = api.ask(url)
             assert answer.status_code == 503
             assert answer.headers["Retry-After"] == "3600"
-            assert answer.json["type"] == "urn:nightlist:problem:no-run"  # type: ignore[index]
+            assert "urn:nightlist:problem:no-run" in answer.text
         assert api.ok("/livez") == {"status": "alive"}
 
 
@@ -742,7 +742,7 @@ def test_a_live_run_that_vanishes_is_unavailable_until_it_is_back(
     for url in ("/v1/users/u1/recommendations", "/v1/users/nobody/recommendations", "/v1/items/i1/similar") * 3:
         answer = api.ask(url)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "3600")
-        assert answer.json["type"] == "urn:nightlist:problem:unreadable"  # type: ignore[index]
+        assert "urn:nightlist:problem:unreadable" in answer.text
         assert str(world.folder) not in answer.text
     hidden.rename(world.file_of(RUN))
 

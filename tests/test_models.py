@@ -65,6 +65,7 @@ def variants() -> Iterator[Any]:
 
 
 every_model = pytest.mark.parametrize("variant", list(variants()))
+taste = pytest.mark.parametrize("variant", [v for v in variants() if v.values[0].name not in KNOWS_NO_TASTE])
 
 
 def matrix(rows: Rows, items: int, values: Any = 1.0) -> csr_matrix:
@@ -271,7 +272,19 @@ class TestEveryModel:
         assert_array_equal(np.tile(found.items[0], (600, 1)), found.items)
         assert_allclose(found.scores, np.tile(found.scores[0], (600, 1)), rtol=1e-5)
 
-    @pytest.mark.parametrize("variant", [v for v in variants() if v.values[0].name not in KNOWS_NO_TASTE])
+    @every_model
+    def test_without_a_history_there_is_no_taste(self, variant: Variant) -> None:
+        """Who has no history gets nothing from a model of taste, whoever stands beside, and the same as all from popularity."""
+        training = training_of([[0, 1], [0, 2], [1, 2], [0, 1, 2]], 4)
+        histories = matrix([[], [0], []], 4)
+        users = Users(histories, histories, matrix([[], [0], [2]], 4), np.ones(4, bool))
+        found = variant.fit(training).candidates(users, 4)
+        expected = ([0, 1, 2], [0, 1]) if variant.name in KNOWS_NO_TASTE else ([], [])
+
+        assert expected == (listed(found, 0), listed(found, 2))
+        assert listed(found, 1)
+
+    @taste
     def test_the_checkerboard_is_solved(self, variant: Variant) -> None:
         """Each user's first candidate is the one item of their parity that they lack."""
         training = checkerboard()

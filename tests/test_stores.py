@@ -11,9 +11,10 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from itertools import pairwise
@@ -848,8 +849,10 @@ def test_a_lists_file_that_is_damaged_is_unreadable(embedded: Pair) -> None:
     embedded.publish(RUN, some_lists())
     with sqlite3.connect(lists_file(embedded, RUN)) as file:
         file.execute("UPDATE lists SET items = '[' WHERE key = 'u0'")
-    with pytest.raises(RunUnreadable, match=RUN):
-        embedded.reader.get(RUN, "user", "u0")
+    for read in (embedded.reader.probe, lambda run_id: embedded.reader.get(run_id, "user", "u0")):
+        with pytest.raises(RunUnreadable, match=RUN):
+            read(RUN)
+    assert embedded.reader.get(RUN, "user", "u1") == one_list("u1", "i1", "i2")
 
 
 def test_a_lists_file_is_closed_in_rollback_journal_mode(embedded: Pair) -> None:
@@ -895,6 +898,20 @@ def test_a_locked_registry_is_busy_for_writers_and_unavailable_for_readers(embed
         other.execute("ROLLBACK")
     other.close()
     assert (caught.value.exit_code, caught.value.retry) == (4, True)
+
+
+def test_who_waits_for_the_registry_compares_with_what_it_finds_then(embedded: Pair) -> None:
+    """A flip that another publisher's flip held up is told that the pointer moved: it had read nothing before."""
+    embedded.publish(RUN, some_lists())
+    fence = embedded.store.acquire("late", 60).fence
+    with ThreadPoolExecutor(1) as pool, closing(sqlite3.connect(registry(embedded), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE release SET sequence = 2")
+        waiting = pool.submit(embedded.store.flip, RUN, 1, fence)
+        time.sleep(0.2)
+        other.execute("COMMIT")
+        with pytest.raises(SequenceMoved, match="sequence 2"):
+            waiting.result()
 
 
 DIES_IN_A_COMMIT = """

@@ -12,7 +12,7 @@ from jobs.config import RootSettings, load_settings
 from jobs.inputs import Inputs, check_rules, read_inputs
 from jobs.run import now
 from jobs.spark import session
-from jobs.stages.events import JUDGEMENT, judged
+from jobs.stages.events import JUDGEMENT, judged, judging
 from schemas.columns import TS
 from schemas.errors import InputError
 
@@ -29,7 +29,8 @@ def check(settings: RootSettings, day: date) -> dict[str, Any]:
     check_rules(inputs, settings)
     sample = _sample(inputs)
     rows = judged(sample.events, settings.events, day)
-    counted = rows.groupBy(F.coalesce(JUDGEMENT, F.lit("kept")).alias("outcome")).count().collect()
+    with judging(settings.events):
+        counted = rows.groupBy(F.coalesce(JUDGEMENT, F.lit("kept")).alias("outcome")).count().collect()
     outcomes = {row["outcome"]: row["count"] for row in sorted(counted, key=lambda row: -row["count"])}
     if not outcomes.get("kept"):
         raise InputError(

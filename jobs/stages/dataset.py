@@ -94,7 +94,8 @@ def _availability(catalogue: RawTable, day: date) -> DataFrame:
 def _holds(table: RawTable, name: str, condition: Column) -> Column:
     """True where the raw value is empty; false where it can't be read, since showing would be the worse mistake."""
     raw = F.col(f"`{table.columns[name]}`")
-    return F.when(raw.isNull(), F.lit(True)).otherwise(F.coalesce(condition, F.lit(False)))
+    empty = raw.isNull() | F.trim(raw.cast("string")).isin("", "NaN")  # NaN: what pandas makes of a hole among numbers
+    return F.when(empty, F.lit(True)).otherwise(F.coalesce(condition, F.lit(False)))
 
 
 def _pairs(events: DataFrame, numbers: DataFrame, settings: DatasetSettings, day: date) -> DataFrame:

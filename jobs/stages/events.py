@@ -1,16 +1,18 @@
 """Stage 1: raw events become clean ones, in UTC; what can't be used is kept aside and counted by its one reason."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.config import EventsSettings
 from jobs.identity import end_of, window
-from jobs.inputs import RawTable, rejected_by
+from jobs.inputs import RawTable, first_line, rejected_by
 from jobs.run import Counts
 from schemas.columns import EVENT, IMPRESSION, ITEM_ID, TS, USER_ID, VALUE
 from schemas.errors import InputError
@@ -27,16 +29,28 @@ def clean(out: Path, events: RawTable, settings: EventsSettings, day: date) -> C
     """Write `kept` (our columns and the event's weight) and `rejected` (raw columns and the reason) for rows up to `day`.
 
     Every row read gets exactly one reason, the first that applies: the user's rules in file order, then Nightlist's own.
-    Raises InputError when the day itself has fewer than `min_on_day` events.
+    Raises InputError when the day itself has fewer than `min_on_day` events, or a rule stumbles over a value.
     """
     rows = judged(events, settings, day)
     typed = events.typed() | {WEIGHT: weight_of(events.typed(), settings)}
     kept = rows.where(F.col(JUDGEMENT).isNull()).select(*(column.alias(name) for name, column in typed.items()))
     rejected = rows.where(F.col(JUDGEMENT).isNotNull())
     rejected = rejected.select(*(F.col(f"`{column}`") for column in events.frame.columns), F.col(JUDGEMENT))
-    kept.write.mode("overwrite").parquet(str(out / KEPT))
-    rejected.write.mode("overwrite").parquet(str(out / REJECTED))
+    with judging(settings):
+        kept.write.mode("overwrite").parquet(str(out / KEPT))
+        rejected.write.mode("overwrite").parquet(str(out / REJECTED))
     return _count(out, kept.sparkSession.read.parquet(str(out / KEPT)), settings, day)
+
+
+@contextmanager
+def judging(settings: EventsSettings) -> Iterator[None]:
+    """Around Spark's work on judged rows. Raises InputError where a rule stumbles over a value, e.g. text that is no number."""
+    try:
+        yield
+    except PySparkException as error:
+        rules = "; ".join(rule.where for rule in settings.reject) or "none"
+        hint = f"if a rule of [[events.reject]] stumbles, try_cast(column AS DOUBLE) makes it pass; rules: {rules}"
+        raise InputError(f"events can't be judged: {first_line(error)}; {hint}") from None
 
 
 def weight_of(columns: dict[str, Column], settings: EventsSettings) -> Column:
