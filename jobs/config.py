@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import Field, create_model
 
 from jobs import models
 from schemas.errors import ConfigError
-from schemas.settings import Section, ServeSettings, StoreSettings, explain, load_toml, resolve_store
+from schemas.settings import Layered, Section, ServeSettings, StoreSettings, layered, load_toml, resolve_store
 
 
 class InputSettings(Section):
@@ -178,12 +177,8 @@ class Paths(Section):
     """One folder a run: Parquet, records and manifest. Relative to nightlist.toml; shared by all Spark workers."""
 
 
-class RootSettings(BaseSettings):
+class RootSettings(Layered):
     """All sections but the models', which `settings_class` adds."""
-
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="NIGHTLIST_", env_nested_delimiter="__", use_attribute_docstrings=True
-    )
 
     paths: Paths = Paths()
     input: InputSettings = InputSettings()
@@ -215,16 +210,10 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> RootSetti
 
     Raises ConfigError naming the file, the key and the value, and the nearest known key.
     """
-    values = load_toml(path) if path else {}
+    given: dict[str, Any] = {}
     for override in overrides:
-        _apply(values, override)
-    try:
-        settings = settings_class()(**values)
-    except ValidationError as error:
-        origin = str(path) if path else "settings"
-        raise ConfigError(f"{origin}: " + "; ".join(explain(e, settings_class(), "") for e in error.errors())) from None
-    except SettingsError as error:
-        raise ConfigError(f"environment: {error}; tables and lists are given as JSON") from None
+        _apply(given, override)
+    settings = layered(settings_class(), load_toml(path) if path else {}, str(path) if path else "settings", given)
     check_models(settings)
     return _resolved(settings, path.parent if path else Path.cwd())
 

@@ -42,6 +42,8 @@ def holdout(
 
     `users` is how many there are. Counts hold the metrics, those of popularity alone among them, or none where nothing can be measured.
     """
+    if not settings.holdout.users:
+        return {"rows": 0, "metrics": None, "off": True}
     sampled = events.where(_in_sample(min(1.0, settings.holdout.users / max(users, 1)), settings.train.seed))
     before, test = split(sampled, day)
     if not test.num_rows or not before.where(F.col(WEIGHT) > 0).head(1):

@@ -40,11 +40,12 @@ def metrics_of(run: RunFolder) -> dict[str, Any]:
 
 def facts_of(run: RunFolder) -> dict[str, Any]:
     """What the gate compares: outcomes, rows, the holdout, and the lists as the run's own gate counted them."""
-    build, gate = run.record("build"), run.record("gate")
+    build, gate, holdout = run.record("build"), run.record("gate"), run.record("holdout")
     return {
         "outcomes": build.counts["outcomes"] if build else {},
         "rows": build.counts["rows"] if build else 0,
         "holdout": metrics_of(run)["holdout"],
+        "holdout_off": bool(holdout and holdout.counts.get("off")),
         "lists": gate.counts["lists"] if gate else {},
     }
 

@@ -8,10 +8,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from schemas.errors import ConfigError
 
-SectionType = TypeVar("SectionType", bound="Section")
+LayeredType = TypeVar("LayeredType", bound="Layered")
 
 CONFIG_FILE = "nightlist.toml"
 CONFIG_VARIABLE = "NIGHTLIST_CONFIG"
@@ -67,13 +68,51 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no valid TOML: {error}") from None
 
 
-def validate_section(cls: type[SectionType], name: str, values: Mapping[str, Any], origin: str) -> SectionType:
-    """`values` as a `cls`; ConfigError naming the section, the key and the value, and the nearest known key."""
+class Layered(BaseSettings):
+    """Sections read from a file; the environment overrules the file, e.g. NIGHTLIST_STORE__KEEP=5 its [store] keep."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="NIGHTLIST_", env_nested_delimiter="__", use_attribute_docstrings=True
+    )
+
+
+class ServiceSettings(Layered):
+    """The sections that the service reads; it looks at no others."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    store: StoreSettings = StoreSettings()
+    serve: ServeSettings = ServeSettings()
+
+
+def layered(
+    cls: type[LayeredType], file: Mapping[str, Any], origin: str, given: Mapping[str, Any] | None = None
+) -> LayeredType:
+    """The file's values, overruled by the environment, overruled by what is `given`.
+
+    Raises ConfigError naming `origin`, the section, the key and the value, and the nearest known key.
+    """
+    private = [key for key in file if key.startswith("_")]
+    if private:
+        raise ConfigError(f"{origin}: unknown key {private[0]}")
     try:
-        return cls.model_validate(values)
+        return cls(**_merged(_merged(file, EnvSettingsSource(cls)()), given or {}))
     except ValidationError as error:
-        lines = [explain(detail, cls, name) for detail in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{origin}: " + "; ".join(explain(e, cls, "") for e in error.errors())) from None
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}; tables and lists are given as JSON") from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; where both have a value, the one above."""
+    shared = {
+        key: _merged(below[key], above[key]) for key in above if _is_table(below.get(key)) and _is_table(above[key])
+    }
+    return {**below, **above, **shared}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def explain(detail: ErrorDetails, cls: type[BaseModel], section: str) -> str:
@@ -109,10 +148,8 @@ def load_service_settings(path: Path) -> tuple[StoreSettings, ServeSettings]:
 
     Raises ConfigError.
     """
-    values = load_toml(path)
-    store = validate_section(StoreSettings, "store", values.get("store", {}), str(path))
-    serve = validate_section(ServeSettings, "serve", values.get("serve", {}), str(path))
-    return resolve_store(store, path.parent), serve
+    settings = layered(ServiceSettings, load_toml(path), str(path))
+    return resolve_store(settings.store, path.parent), settings.serve
 
 
 def resolve_store(store: StoreSettings, base: Path) -> StoreSettings:

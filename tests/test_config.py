@@ -185,7 +185,7 @@ class TestOverrides:
         path = written("[als]\nfactors = 3\niterations = 4")
         loaded = load_settings(path, ["als.factors=5", "als.factors=6"])
 
-        assert (6, 4) == (loaded.als.factors, loaded.als.iterations)  # type: ignore[attr-defined]
+        assert (6, 4) == (loaded.als.factors, loaded.als.iterations)
 
     @pytest.mark.parametrize("override", ["als.factors", "factors=3", "als=3", "als.=3", "=3", "", "als factors 3"])
     def test_a_malformed_override_is_shown_with_an_example(self, override: str) -> None:
@@ -197,7 +197,7 @@ class TestOverrides:
 
     def test_a_value_is_no_section(self) -> None:
         """A key below a plain value is told so."""
-        assert "factors is a value, not a section" in refusal("[als]\nfactors = 3", "als.factors.more=1")
+        assert "factors is a value, not a section" in refusal("", "als.factors=3", "als.factors.more=1")
 
     @pytest.mark.parametrize(
         ("override", "said"),
@@ -221,6 +221,16 @@ class TestEnvironment:
         loaded = load_settings(written("[store]\ngrace_seconds = 5"))
 
         assert (7, 5.0) == (loaded.store.keep, loaded.store.grace_seconds)
+
+    def test_it_overrules_the_file_for_jobs_and_service(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the environment says counts more than the file, and jobs and service never differ in where the store is."""
+        monkeypatch.setenv("NIGHTLIST_STORE__PATH", "/elsewhere")
+        path = written('[store]\npath = "here"\nkeep = 5')
+
+        (store, _), loaded = load_service_settings(path), load_settings(path).store
+
+        assert (Path("/elsewhere"), 5) == (loaded.path, loaded.keep)
+        assert loaded == store
 
     def test_the_command_line_beats_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """--set is nearer than the environment."""

@@ -29,7 +29,7 @@ def test_the_demo_shows_three_users_and_what_to_type_next(demo):
     assert shown.stdout.count(" watched") == 3
     assert "popularity alone" in shown.stdout
     assert "nightlist serve" in shown.stdout
-    assert "#" in shown.stdout  # the made-up titles end with a tag
+    assert shown.stdout.count(": ") > 3 * 8  # what a video is about, before its title
 
 
 def test_the_demo_tells_machines_the_same(demo):
@@ -52,9 +52,7 @@ def test_notebooks_run(demo, path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = nbformat.read(path, as_version=4)
 
-    NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}, env=dict(os.environ)
-    ).execute()
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
 
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
 

@@ -89,7 +89,13 @@ class Night:
 
     def facts(self) -> dict[str, Any]:
         """What the night hands to its gate."""
-        return {"outcomes": self.outcomes, "rows": self.rows, "holdout": self.holdout, "lists": {}}
+        return {
+            "outcomes": self.outcomes,
+            "rows": self.rows,
+            "holdout": self.holdout,
+            "holdout_off": False,
+            "lists": {},
+        }
 
     def judged(self, last: Mapping[str, Any] | None, levels: GateSettings) -> dict[str, Any]:
         """The verdict; the buckets are counted already, so no Spark is asked."""

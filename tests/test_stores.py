@@ -256,7 +256,13 @@ def test_what_is_no_list_is_refused(pair: Pair, fence: int, wrong: ServedList) -
 @pytest.mark.parametrize("apart", [0, 10_000])
 def test_a_key_given_twice_is_refused_by_name(pair: Pair, fence: int, apart: int) -> None:
     """Two lists of one user are an error that names the user, near each other and batches apart."""
-    lists = [one_list("twice", "i1"), *some_lists(apart), one_list("twice", "i2")]
+    lists = [
+        one_list("once"),
+        one_list("twice", "i1"),
+        *some_lists(apart),
+        one_list("once more"),
+        one_list("twice", "i2"),
+    ]
     pair.store.set_state(RUN, None, RunState.LOADING, fence)
     with pytest.raises(ValueError, match="user 'twice'"):
         pair.store.load(RUN, lists, fence, ignore)
@@ -440,6 +446,14 @@ def test_a_lease_ends_by_expiry_and_by_release(pair: Pair) -> None:
     fences += [second.fence, third.fence]
 
     assert fences == sorted(set(fences))
+
+
+def test_a_released_lease_is_free_for_a_host_whose_clock_is_late(pair: Pair) -> None:
+    """Released is released, whatever the time is elsewhere."""
+    pair.store.release(pair.store.acquire("a", 60))
+    pair.clock.move(-30)
+
+    assert pair.store.acquire("b", 60).owner == "b"
 
 
 def test_renewing_keeps_the_lease_and_its_fence(pair: Pair) -> None:

@@ -1,5 +1,6 @@
 """`nightlist demo`: a whole night over a small made-up world, and its lists to look at."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,17 +84,19 @@ class Demo(Report):
 
 def _next(folder: Path) -> str:
     config = f"--config {folder / CONFIG_FILE}"
+    nightlist = sys.argv[0] if Path(sys.argv[0]).name == "nightlist" else "nightlist"
     return (
-        f"  nightlist serve {config}\n"
+        f"  {nightlist} serve {config}\n"
         f"  curl 'http://127.0.0.1:8080/v1/users/{_three_users(folder)[0]}/recommendations?n=5'\n"
-        f"  nightlist runs {config}\n"
-        f"  nightlist init      # for your own data"
+        f"  {nightlist} runs {config}\n"
+        f"  {nightlist} init      # for your own data"
     )
 
 
 def _titles(folder: Path) -> dict[str, str]:
-    items = pq.read_table(folder / "world" / "items", columns=[ITEM_ID, "title"])
-    return dict(zip(items[ITEM_ID].to_pylist(), items["title"].to_pylist(), strict=True))
+    """What each video is about and what it is called, short enough for a column."""
+    items = pq.read_table(folder / "world" / "items", columns=[ITEM_ID, "title", "tags"]).to_pylist()
+    return {row[ITEM_ID]: f"{row['tags'][0]}: {row['title'].partition(' | ')[0]}" for row in items}
 
 
 def _watched(folder: Path) -> pa.Table:

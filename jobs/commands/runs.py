@@ -12,13 +12,14 @@ from jobs.commands.options import config_option, failing, json_option, print_jso
 from jobs.config import RootSettings, load_settings
 from jobs.run import MANIFEST, all_runs, now
 from jobs.stores import open_store
+from lookup_api.readers import open_reader
 
 
 def known_runs(settings: RootSettings, at: datetime) -> dict[str, Any]:
     """The pointer, and every run of the runs' folder and of the store, newest name first: the store's state wins over the manifest's."""
-    store = open_store(settings.store)
-    try:
-        pointer, stored = store.pointer(), {record.run_id: record for record in store.runs()}
+    store, reader = open_store(settings.store), open_reader(settings.store)
+    try:  # the reader's view: it knows a store in which nothing was ever published
+        pointer, stored = reader.release(), {record.run_id: record for record in reader.runs()}
         built = {run.run_id: run.read(MANIFEST) or {} for run in all_runs(settings.paths.runs)}
         rows = []
         for run_id in sorted(stored.keys() | built.keys(), reverse=True):
@@ -35,6 +36,7 @@ def known_runs(settings: RootSettings, at: datetime) -> dict[str, Any]:
                 }
             )
     finally:
+        reader.close()
         store.close()
     live = {"run_id": pointer.run_id, "sequence": pointer.sequence, "previous": pointer.previous} if pointer else None
     return {"live": live, "runs": rows}

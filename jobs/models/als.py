@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
@@ -32,7 +32,7 @@ class Settings(Section):
 
     factors: int = Field(64, ge=1)
     """Length of the vectors; too few is the commonest fault."""
-    regularization: float = Field(30.0, ge=0)
+    regularization: float = Field(30.0, gt=0)
     """lambda; good values span .01 to 100."""
     frequency_exponent: float = 0.0
     """lambda is scaled by (a row's number of pairs) ** v. `implicit` is v = 0 and refuses others."""
@@ -40,6 +40,13 @@ class Settings(Section):
     """Confidence of a pair is 1 + alpha * r; good values span 1 to 100."""
     iterations: int = Field(10, ge=1)
     """Sweeps over users and items."""
+
+    @field_validator("frequency_exponent")
+    @classmethod
+    def _is_implicits(cls, exponent: float) -> float:
+        if exponent != 0:
+            raise ValueError(f"als.frequency_exponent = {exponent}: `implicit` can only do 0")
+        return exponent
 
 
 def confidence(weights: csr_matrix, alpha: float) -> csr_matrix:
@@ -60,12 +67,7 @@ class Model:
 
     @classmethod
     def fit(cls, training: Training, settings: Settings, fitted: Mapping[str, CandidateModel] | None = None) -> Self:
-        """Train on all users; deterministic for a seed, whatever the number of threads.
-
-        Raises ValueError for a frequency_exponent other than 0.
-        """
-        if settings.frequency_exponent != 0:
-            raise ValueError(f"als.frequency_exponent = {settings.frequency_exponent}: implicit can only do 0")
+        """Train on all users; deterministic for a seed, whatever the number of threads."""
         pairs = confidence(training.weights, settings.alpha)
         with threadpool_limits(1, "blas"):
             solver = _solver(settings, training.seed)

@@ -48,7 +48,8 @@ def judge(
     """The verdict on a run: {status: pass | warn | stop, gates}, and what the lists look like (for the next night's gate).
 
     Args:
-        tonight: `outcomes`, `rows` and `holdout` (metrics) of this run; of the lists themselves, only what is counted here.
+        tonight: `outcomes`, `rows`, `holdout` (metrics) and `holdout_off` (not wanted) of this run;
+            of the lists themselves, only what is counted here.
         last: the same of last night's run, with its `lists`, or None.
     """
     buckets.each(out, partial(bucket_facts, dataset, built))
@@ -143,7 +144,9 @@ def compared(
         "rows": _ratio(tonight["rows"], last["rows"]),
         "fill": _ratio(facts["mean_length"], before.get("mean_length")),
         "coverage": _ratio(facts["coverage"], before.get("coverage")),
-        "holdout": _holdout(tonight["holdout"], last["holdout"], levels.min_holdout_users),
+        "holdout": "skipped"
+        if tonight["holdout_off"]
+        else _holdout(tonight["holdout"], last["holdout"], levels.min_holdout_users),
     }
 
 
