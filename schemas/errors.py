@@ -10,11 +10,6 @@
 | 5 | the store can't be reached or was lost during a load; a retry loads only |
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from schemas.runs import Lease, RunState
-
 OK = 0
 
 
@@ -26,7 +21,7 @@ class NightlistError(Exception):
 
     exit_code = 1
     retry = False
-    state: "RunState | None" = None
+    state: str | None = None
 
 
 class InputError(NightlistError):
@@ -50,16 +45,6 @@ class Busy(NightlistError):
 
     exit_code = 4
     retry = True
-
-
-class LeaseHeld(Busy):
-    """Another publisher holds the store's lease; `lease` says who, and until when."""
-
-    def __init__(self, lease: "Lease") -> None:
-        super().__init__(
-            f"{lease.owner} is publishing (lease until {lease.expires_at:%H:%M:%S} UTC); wait for it, then try again"
-        )
-        self.lease = lease
 
 
 class StaleFence(Busy):

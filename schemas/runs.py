@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
 
-from schemas.errors import IllegalTransition
+from schemas.errors import Busy, IllegalTransition
 
 RUN_ID_PATTERN = re.compile(r"[a-z0-9_]{1,32}")
 
@@ -91,3 +91,13 @@ class Lease:
     owner: str
     fence: int
     expires_at: datetime
+
+
+class LeaseHeld(Busy):
+    """Another publisher holds the store's lease; `lease` says who, and until when."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(
+            f"{lease.owner} is publishing (lease until {lease.expires_at:%H:%M:%S} UTC); wait for it, then try again"
+        )
+        self.lease = lease

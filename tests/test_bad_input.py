@@ -1,6 +1,5 @@
 """What goes wrong at two in the morning, by the whole command: a clear message, the documented exit code, and lists served."""
 
-import fcntl
 import os
 import resource
 import shutil
@@ -231,7 +230,6 @@ def test_a_second_night_of_the_same_run_is_kept_out(tonight: Place) -> None:
     with unchanged(tonight):
         with another(holding, lock):
             ended = night(tonight, day=DAY)
-            assert fcntl.LOCK_EX
         again = night(tonight, day=DAY)
 
     assert (ended.code, ended.json.keys()) == (4, LINE)

@@ -29,17 +29,9 @@ from jobs.run import PUBLISHED, ROLLED_BACK, RunFolder
 from jobs.stages.publish import NotAsBuilt, Publisher, publish, publishing, rollback, rollback_target
 from jobs.stores.sqlite import SqliteStore
 from lookup_api.readers.sqlite import SqliteReader, lists_path
-from schemas.errors import (
-    Busy,
-    IllegalTransition,
-    LeaseHeld,
-    NightlistError,
-    Refused,
-    StaleFence,
-    StoreUnavailable,
-)
+from schemas.errors import Busy, IllegalTransition, NightlistError, Refused, StaleFence, StoreUnavailable
 from schemas.lists import ServedList
-from schemas.runs import Release, RunState
+from schemas.runs import LeaseHeld, Release, RunState
 from schemas.settings import StoreSettings
 
 START = datetime(2026, 3, 4, 2, 30, tzinfo=UTC)

@@ -34,7 +34,6 @@ from lookup_api.readers import Reader
 from schemas.errors import (
     Busy,
     IllegalTransition,
-    LeaseHeld,
     NightlistError,
     RunUnreadable,
     SequenceMoved,
@@ -42,7 +41,7 @@ from schemas.errors import (
     StoreUnavailable,
 )
 from schemas.lists import ALL, KINDS, ServedList, popular_key
-from schemas.runs import IN_MANIFEST, TRANSITIONS, Release, RunState
+from schemas.runs import IN_MANIFEST, TRANSITIONS, LeaseHeld, Release, RunState
 from schemas.settings import StoreSettings
 
 ROOT = Path(__file__).parent.parent

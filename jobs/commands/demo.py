@@ -151,7 +151,13 @@ def run(demo: Demo) -> None:
 
 
 @click.command()
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default="nightlist-demo", show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="nightlist-demo",
+    show_default=True,
+    help="Where the world, its runs and its store go.",
+)
 @click.option("--users", type=click.IntRange(min=100), default=3_000, show_default=True, help="Users of the world.")
 @json_option
 def demo(folder: Path, users: int, as_json: bool) -> None:

@@ -16,9 +16,9 @@ from jobs.progress import Progress
 from jobs.run import PUBLISHED, ROLLED_BACK, RunFolder
 from jobs.stores import Store
 from lookup_api.readers import Reader
-from schemas.errors import LeaseHeld, NightlistError, Refused, RunUnreadable
+from schemas.errors import NightlistError, Refused, RunUnreadable
 from schemas.lists import ServedList
-from schemas.runs import Lease, Release, RunRecord, RunState, day_of
+from schemas.runs import Lease, LeaseHeld, Release, RunRecord, RunState, day_of
 from schemas.settings import StoreSettings
 
 

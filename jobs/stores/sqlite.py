@@ -13,9 +13,9 @@ from pathlib import Path
 from jobs.stores._sqlite_file import DDL, build, sync_names, telling, text
 from lookup_api.readers.sqlite import REGISTRY, bytes_of, connect, lists_path, read_release, read_runs
 from schemas.ddl import statements
-from schemas.errors import IllegalTransition, LeaseHeld, SequenceMoved, StaleFence
+from schemas.errors import IllegalTransition, SequenceMoved, StaleFence
 from schemas.lists import ServedList
-from schemas.runs import Lease, Release, RunRecord, RunState, check_transition, table_of
+from schemas.runs import Lease, LeaseHeld, Release, RunRecord, RunState, check_transition, table_of
 from schemas.settings import StoreSettings
 
 SERVABLE = frozenset({RunState.VERIFIED, RunState.LIVE, RunState.RETIRED})
