@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,16 @@ def test_output_does_not_depend_on_partitions_or_on_the_order_of_rows(
 
     for path in sorted(outs[0].glob("*.parquet")):
         assert pq.read_table(path).equals(pq.read_table(outs[1] / path.name)), path.name
+
+
+def test_a_sum_of_weights_does_not_depend_on_their_order(spark: SparkSession, tmp_path: Path) -> None:
+    """Weights whose sum in floats falls to either side of a float32, by their order: all 24 orders give one weight."""
+    orders = list(permutations([16_777_216.1, 0.7, 0.1, 0.1]))
+    assert len({np.float32(sum(order)) for order in orders}) == 2
+    rows = [clean(f"u{number:02d}", "i", weight) for number, order in enumerate(orders) for weight in order]
+    out, _ = stage(spark, tmp_path, rows)
+
+    assert [row["weights"] for row in users_of(out).values()] == [[16_777_216.0]] * len(orders)
 
 
 def test_a_decayed_weight_is_never_0(spark: SparkSession, tmp_path: Path) -> None:

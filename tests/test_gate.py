@@ -99,7 +99,7 @@ class Night:
 
     def judged(self, last: Mapping[str, Any] | None, levels: GateSettings) -> dict[str, Any]:
         """The verdict; the buckets are counted already, so no Spark is asked."""
-        buckets = Buckets(None, DIGEST, 2, Progress())  # type: ignore[arg-type]
+        buckets = Buckets(None, DIGEST, 2, Progress())
         built, data = self.folder / "build", self.folder / "dataset"
         verdict: dict[str, Any] = gate.judge(self.folder / "gate", buckets, data, built, self.facts(), last, levels)[
             "verdict"
