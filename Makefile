@@ -16,8 +16,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/nightlist demo
 
-test: install wheel
-	$(BIN)/python -m pytest
+# Two processes by file: half of a test's time is one Spark or another getting up.
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

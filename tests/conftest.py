@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 
 from jobs.config import SparkSettings
 from jobs.spark import session
+from tests.nights import SHORT_LIVED
 
 hypothesis_settings.register_profile("nightlist", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("nightlist")
@@ -18,9 +19,7 @@ hypothesis_settings.load_profile("nightlist")
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """The one Spark session of this test process, on two cores."""
-    made = session(
-        SparkSettings(master="local[2]", conf={"spark.driver.memory": "2g", "spark.sql.shuffle.partitions": "4"})
-    )
+    made = session(SparkSettings(master="local[2]", conf=SHORT_LIVED))
     yield made
     made.stop()
 

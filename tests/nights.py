@@ -21,6 +21,12 @@ from schemas.errors import NightlistError
 from schemas.lists import Kind, ServedList
 
 DAY = date(2026, 11, 20)
+SHORT_LIVED = {
+    "spark.driver.memory": "2g",
+    "spark.sql.shuffle.partitions": "4",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+}
+"""Spark for jobs of seconds: what the second compiler would gain, it does not live to see."""
 EVENT_COLUMNS = {
     "user_id": pa.string(),
     "item_id": pa.string(),

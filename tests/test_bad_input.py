@@ -20,8 +20,8 @@ from jobs.run import RunFolder
 from jobs.stores import open_store
 from jobs.stores.sqlite import SqliteStore
 from schemas.runs import RunState
+from tests.commands import Ended, all_served, nightlist, process
 from tests.nights import DAY, EVENT_COLUMNS, Place, checkerboard, event, place, write_table
-from tests.test_cli import Ended, all_served, nightlist, process
 
 NEXT = DAY + timedelta(days=1)
 LINE = {"run_id", "state", "users", "outcomes", "rows", "seconds", "metrics", "verdict", "error"}

@@ -1,5 +1,6 @@
 """A night that dies, wherever it dies, changes nothing of what is served; started again, it ends as if it had not died."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.run import RunFolder
-from tests.nights import DAY, Place, checkerboard, event, place
+from tests.nights import DAY, SHORT_LIVED, Place, checkerboard, event, place
 
 ROOT = Path(__file__).parents[1]
 POINTS = ["events", "dataset", "train", "buckets", "retrieve", "rank", "rerank", "holdout", "build", "gate", "load"]
@@ -24,7 +25,8 @@ def world(folder: Path) -> Place:
 
 
 def start(config: Path, point: str, master: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"NIGHTLIST_SPARK__MASTER": master, "PYTHONPATH": str(ROOT)}
+    spark = {"NIGHTLIST_SPARK__MASTER": master, "NIGHTLIST_SPARK__CONF": json.dumps(SHORT_LIVED)}
+    environment = os.environ | spark | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.killed_night", str(config), DAY.isoformat(), point]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -1,5 +1,6 @@
 """The rules that hold the project together, executed."""
 
+import json
 import re
 import subprocess
 import sys
@@ -85,3 +86,14 @@ def test_the_readmes_configuration_is_valid(tmp_path):
     settings = load_settings(tmp_path / "nightlist.toml")
 
     assert [rule.reason for rule in settings.events.reject] == ["no_customer", "cancelled"]
+
+
+@pytest.mark.parametrize("name", ["lookup", "retrieve"])
+def test_benchmarks_run(name):
+    """`python -m tests.bench NAME --json` prints one JSON object last, with a ratio that counts."""
+    command = [sys.executable, "-m", "tests.bench", name, "--rounds", "1", "--json"]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert any(value > 0 for key, value in found.items() if key.startswith(("ratio", "speedup")))

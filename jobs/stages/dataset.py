@@ -109,7 +109,7 @@ def _pairs(events: DataFrame, numbers: DataFrame, settings: DatasetSettings, day
         events.join(numbers, ITEM_ID)
         .groupBy(USER_ID, ITEM)
         .agg(
-            F.sum(F.col(WEIGHT).cast("decimal(28,6)")).cast("double").alias(WEIGHT),
+            F.sum(F.col(WEIGHT).cast("decimal(28,9)")).cast("double").alias(WEIGHT),
             F.max(F.when(positive, F.col(TS))).alias(TS),
             F.max(positive | shown).alias(SEEN),
         )

@@ -115,11 +115,14 @@ def _publish(publisher: Publisher, built: Path, run_id: str, progress: Progress)
 
 
 def rollback(publisher: Publisher, target: str, live: RunFolder) -> Release:
-    """Point the release back at `target`, and mark the run that was live BAD for ever. Raises Refused."""
+    """Point the release back at `target`, and mark the run that was live BAD for ever. Raises Refused.
+
+    Its folder is told first: a rollback that dies on the way is never taken for last night's good run.
+    """
+    live.write(ROLLED_BACK, {"to": target, "at": publisher.clock().isoformat()})
     publisher.move(live.run_id, RunState.LIVE, RunState.BAD)
     release = publisher.flip(target)
     _settle(publisher)
-    live.write(ROLLED_BACK, {"to": target, "sequence": release.sequence, "at": publisher.clock().isoformat()})
     return release
 
 

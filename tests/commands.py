@@ -1,0 +1,64 @@
+"""The console script as tests call it: in this process, so that it shares Spark, or in one of its own."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from lookup_api.readers import open_reader
+from schemas.lists import ServedList
+from tests.nights import Place, read_json_line
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The JSON line, which is all that stands on stdout."""
+        assert len(self.stdout.splitlines()) == 1, self.stdout
+        return read_json_line(self.stdout)
+
+
+def nightlist(*arguments: object) -> Ended:
+    """The console script, in this process, so that it shares Spark."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["nightlist", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def process(*arguments: object, env: Mapping[str, str] | None = None) -> Ended:
+    """The console script in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=env
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def all_served(found: Place) -> dict[tuple[str, str], ServedList]:
+    """Every list of the live run."""
+    reader = open_reader(found.settings().store)
+    try:
+        release = reader.release()
+        return {(served.kind, served.key): served for served in reader.scan(release.run_id)} if release else {}
+    finally:
+        reader.close()
