@@ -18,7 +18,7 @@ demo: install
 
 # Two processes by file: half of a test's time is one Spark or another getting up.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

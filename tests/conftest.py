@@ -15,6 +15,13 @@ from tests.nights import SHORT_LIVED
 hypothesis_settings.register_profile("nightlist", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("nightlist")
 
+SLOWEST = ("test_real_data.py", "test_crashes.py")
+"""Files that begin first, so that two processes end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
+
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:

@@ -21,6 +21,9 @@ from schemas.lists import ServedList
 from schemas.runs import Lease, LeaseHeld, Release, RunRecord, RunState, day_of
 from schemas.settings import StoreSettings
 
+WAS_LIVE = (RunState.LIVE, RunState.RETIRED, RunState.BAD)
+"""States of runs that the pointer named once."""
+
 
 class NotAsBuilt(NightlistError):
     """What was read back is not what was built: the run is FAILED, and last night's lists stay."""
@@ -214,14 +217,16 @@ def _settle(publisher: Publisher) -> None:
     """Make the states say what the pointer says: the run that it names is LIVE, and no other is."""
     pointer = publisher.store.pointer()
     if not pointer:
-        return None
+        return
+    live = publisher.record(pointer.run_id)
+    if live and live.state is RunState.BAD:  # a rollback that died between its two steps
+        target = _whole(publisher)
+        if target:
+            publisher.flip(target)
+            _settle(publisher)
+        return
     for record in publisher.store.runs():
         named = record.run_id == pointer.run_id
-        if (
-            named and record.state is RunState.BAD and (target := _whole(publisher))
-        ):  # a rollback that died between its two steps
-            publisher.flip(target)
-            return _settle(publisher)
         if named and record.state in (RunState.VERIFIED, RunState.RETIRED):
             publisher.move(record.run_id, record.state, RunState.LIVE)
         if not named and record.state is RunState.LIVE:
@@ -237,19 +242,13 @@ def _whole(publisher: Publisher) -> str | None:
 
 def _prune(publisher: Publisher) -> None:
     """Drop the lists of all but the newest `keep` good runs, never of one that the pointer named within `grace_seconds`."""
-    was_live = (RunState.LIVE, RunState.RETIRED, RunState.BAD)
-    records = [record for record in publisher.store.runs() if record.state in was_live]
-    good = sorted(
-        (r for r in records if r.state is not RunState.BAD), key=lambda r: (r.state is RunState.LIVE, r.changed_at)
-    )
+    records = [record for record in publisher.store.runs() if record.state in WAS_LIVE]
+    good = [record for record in records if record.state is not RunState.BAD]
+    good.sort(key=lambda record: (record.state is RunState.LIVE, record.changed_at))
     kept = {record.run_id for record in good[-publisher.settings.keep :]}
-    grace = timedelta(seconds=publisher.settings.grace_seconds)
+    begin = publisher.clock() - timedelta(seconds=publisher.settings.grace_seconds)
     for record in records:
-        if (
-            record.run_id not in kept
-            and publisher.clock() - record.changed_at >= grace
-            and publisher.store.size(record.run_id)
-        ):
+        if record.run_id not in kept and record.changed_at <= begin and publisher.store.size(record.run_id):
             publisher.store.drop(record.run_id, publisher.lease.fence)
 
 
