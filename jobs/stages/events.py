@@ -35,7 +35,9 @@ def clean(out: Path, events: RawTable, settings: EventsSettings, day: date) -> C
     typed = events.typed() | {WEIGHT: weight_of(events.typed(), settings)}
     kept = rows.where(F.col(JUDGEMENT).isNull()).select(*(column.alias(name) for name, column in typed.items()))
     rejected = rows.where(F.col(JUDGEMENT).isNotNull())
-    rejected = rejected.select(*(F.col(f"`{column}`") for column in events.frame.columns), F.col(JUDGEMENT))
+    rejected = rejected.select(
+        *(F.col(f"`{column}`") for column in events.frame.columns if column != JUDGEMENT), JUDGEMENT
+    )
     with judging(settings):
         kept.write.mode("overwrite").parquet(str(out / KEPT))
         rejected.write.mode("overwrite").parquet(str(out / REJECTED))
