@@ -7,7 +7,6 @@ ITEM_ID = "item_id"
 EVENT = "event"
 TS = "ts"
 VALUE = "value"
-RUN_ID = "run_id"
 REASON = "reason"
 
 ITEMS = "items"
@@ -37,11 +36,7 @@ class InputTable:
 
     def column(self, name: str) -> Column:
         """The column of that name; KeyError when the table has none."""
-        return next((c for c in self.columns if c.name == name), None) or _no_column(self.name, name)
-
-
-def _no_column(table: str, name: str) -> Column:
-    raise KeyError(f"{table} has no column {name!r}")
+        return {column.name: column for column in self.columns}[name]
 
 
 EVENTS_TABLE = InputTable(

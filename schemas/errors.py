@@ -10,8 +10,6 @@
 | 5 | the store can't be reached or was lost during a load; a retry loads only |
 """
 
-OK = 0
-
 
 class NightlistError(Exception):
     """Base of all: `exit_code` for the command line, `retry` says whether the same command may succeed later.

@@ -7,6 +7,7 @@ import pytest
 
 from jobs.lists import served_lists
 from jobs.models import names
+from jobs.run import ROLLED_BACK
 from lookup_api import create_app
 from schemas.errors import Refused
 from tests.nights import DAY, Place, at, checkerboard, event, place, write_table
@@ -189,6 +190,20 @@ def test_a_worse_night_is_refused_and_an_override_is_recorded(tmp_path, spark):
     assert (forced.line()["state"], there.live()) == ("LIVE", forced.run.run_id)
     assert forced.line()["verdict"]["status"] == "overridden"
     assert "half of the platform was sold" in (forced.run.folder / "manifest.json").read_text()
+
+
+def test_served_previous_follows_a_change_of_parent(tmp_path, spark):
+    """A refused night that is started again after last night's run was rolled back measures the run before, not the bad one."""
+    there = place(tmp_path, withheld_events(), gate={"leaks": {"warn": -1.0, "stop": -1.0}})
+    first, second = DAY - timedelta(days=2), YESTERDAY
+    parents = [there.night(day, override="a gate that always stops").run for day in (first, second)]
+    _, refused = there.failing_night()
+    measured = refused.run.counts("served_previous")["run_id"]
+    parents[1].write(ROLLED_BACK, {"to": parents[0].run_id})
+
+    there.failing_night()
+
+    assert (measured, refused.run.counts("served_previous")["run_id"]) == (parents[1].run_id, parents[0].run_id)
 
 
 def test_every_model_can_be_the_only_one(nights, tmp_path):

@@ -49,6 +49,11 @@ class Users:
     eligible: NDArray[np.bool_]
 
 
+def rows_of(matrix: csr_matrix) -> NDArray[np.intp]:
+    """The row of each stored entry, in their order."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
 class Candidates(NamedTuple):
     """`items`: users x n, int32, best first, padded with NONE; `scores`: users x n, float32, -inf where padded."""
 

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from jobs.models import CandidateModel, Candidates, ItemList, Training, Users
+from jobs.models import CandidateModel, Candidates, ItemList, Training, Users, rows_of
 from jobs.models._top import empty, top_n
 from schemas.settings import Section
 
@@ -91,7 +91,7 @@ class Model:
             scores = self.fold_in(users.weights[block]) @ self.item_factors.T
             scores[:, ~allowed] = -np.inf
             excluded = users.excluded[block]
-            scores[np.repeat(np.arange(scores.shape[0]), np.diff(excluded.indptr)), excluded.indices] = -np.inf
+            scores[rows_of(excluded), excluded.indices] = -np.inf
             scores[np.diff(users.weights[block].indptr) == 0] = -np.inf
             found.items[block], found.scores[block] = top_n(scores, n)
         return found

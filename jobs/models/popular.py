@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from jobs.models import CandidateModel, Candidates, ItemList, Training, Users
+from jobs.models import CandidateModel, Candidates, ItemList, Training, Users, rows_of
 from jobs.models._top import empty, top_n
 from schemas.lists import ALL, popular_key
 from schemas.settings import Section
@@ -42,7 +42,7 @@ class Model:
         ages = training.ages
         decay = -np.log(2.0) / settings.half_life_days if settings.half_life_days else 0.0
         counts = np.maximum(np.exp(decay * ages.data.astype(np.float64)), FAINTEST)
-        row_of = np.repeat(np.arange(ages.shape[0]), np.diff(ages.indptr))
+        row_of = rows_of(ages)
         keys, scores = [ALL], [_sum(ages.indices, counts, ages.shape[1])]
         for column in settings.segments:
             values = training.segments[column]

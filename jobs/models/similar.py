@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csr_matrix, vstack
 
-from jobs.models import CandidateModel, Candidates, ItemList, Training, Users
+from jobs.models import CandidateModel, Candidates, ItemList, Training, Users, rows_of
 from jobs.models._top import empty, top_n
 from schemas.settings import Section
 
@@ -71,7 +71,7 @@ class Model:
             scores = (histories[block] @ self.similarities).toarray()
             scores[(scores <= 0) | ~users.eligible] = -np.inf
             excluded = users.excluded[block]
-            scores[np.repeat(np.arange(scores.shape[0]), np.diff(excluded.indptr)), excluded.indices] = -np.inf
+            scores[rows_of(excluded), excluded.indices] = -np.inf
             found.items[block], found.scores[block] = top_n(scores, n)
         return found
 
@@ -137,7 +137,7 @@ def _cooccurrence_blocks(histories: csr_matrix, shrinkage: float) -> Iterator[tu
     for start in range(0, by_item.shape[0], BLOCK):
         common = (by_item[start : start + BLOCK] @ histories).tocsr()
         common.sort_indices()
-        row_of = start + np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
+        row_of = start + rows_of(common)
         c = common.data
         common.data = c / (roots[row_of] * roots[common.indices]) * (c / (c + np.float32(shrinkage)))
         yield start, common
@@ -154,7 +154,7 @@ def _cosine_blocks(als: CandidateModel) -> Iterator[tuple[int, csr_matrix]]:
 
 def _strongest(block: csr_matrix, start: int, neighbours: int) -> csr_matrix:
     """The strongest neighbours of each row, without the item itself; row 0 of the block is item `start`."""
-    row_of = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    row_of = rows_of(block)
     others = (block.indices != start + row_of) & (block.data > 0)
     row_of, items, values = row_of[others], block.indices[others], block.data[others]
     order = np.lexsort((items, -values, row_of))

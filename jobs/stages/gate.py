@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from jobs.buckets import Buckets, read_all, read_bucket
 from jobs.config import GateSettings, Levels
 from jobs.dataset import Dataset, column
+from jobs.models import rows_of
 from jobs.run import Counts
 from schemas.columns import ITEMS
 from schemas.errors import Refused
@@ -89,7 +90,7 @@ def bucket_facts(dataset: Path, built: Path, bucket: int) -> pa.Table:
     row = np.repeat(np.arange(table.num_rows), pc.list_value_length(lists).to_numpy(zero_copy_only=False))
     user = owner[row].astype(np.int64)
     size = users.eligible.size
-    forbidden = np.repeat(np.arange(len(user_ids)), np.diff(users.excluded.indptr)) * size + users.excluded.indices
+    forbidden = rows_of(users.excluded) * size + users.excluded.indices
     leaking = (items < 0) | (user < 0) | ~users.eligible[items] | np.isin(user * size + items, forbidden)
     codes = item_ids.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False).astype(np.int64)
     pairs, counts = np.unique(row * items.size + codes, return_counts=True)

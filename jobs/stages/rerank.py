@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jobs.buckets import Buckets, read_bucket
 from jobs.candidates import Entries, rank_within
 from jobs.dataset import Dataset
-from jobs.models import Users
+from jobs.models import Users, rows_of
 from jobs.run import Counts
 
 
@@ -33,8 +33,7 @@ def allowed(entries: Entries, users: Users) -> Entries:
 def among(entries: Entries, users: Users) -> NDArray[np.bool_]:
     """Per entry, whether the item is seen by or blocked for its user."""
     items = users.excluded.shape[1]
-    rows = np.repeat(np.arange(users.excluded.shape[0]), np.diff(users.excluded.indptr))
-    return np.isin(entries.row * items + entries.items, rows * items + users.excluded.indices)
+    return np.isin(entries.row * items + entries.items, rows_of(users.excluded) * items + users.excluded.indices)
 
 
 def shorten(entries: Entries, n: int) -> Entries:
