@@ -10,7 +10,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Nightlist needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	@command -v java >/dev/null || [ -x "$$JAVA_HOME/bin/java" ] || { echo "no Java: Spark needs Java 17 or newer; install it, or set JAVA_HOME"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[jobs,api,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[jobs,api,cassandra,dev]'
 	@touch $@
 
 demo: install

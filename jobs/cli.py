@@ -1,6 +1,14 @@
-"""The `nightlist` command. Each subcommand's file is imported when it is called: `nightlist --help` starts no Spark."""
+"""The `nightlist` command. Each subcommand's file is imported when it is called: `nightlist --help` starts no Spark.
 
+On a cluster: `spark-submit --py-files dist/nightlist.zip jobs/cli.py COMMAND ...`.
+"""
+
+import sys
 from importlib import import_module
+from pathlib import Path
+
+if __name__ == "__main__":  # a script's own folder comes first on the path, and jobs/ holds names that others use too
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 import click
 
@@ -11,6 +19,7 @@ COMMANDS = {
     "init": ("jobs.commands.init", "Write a commented nightlist.toml."),
     "validate": ("jobs.commands.validate", "Check configuration and input before any long job."),
     "nightly": ("jobs.nightly", "Make one night's lists and publish them."),
+    "backfill": ("jobs.backfill", "Rebuild the runs of past days."),
     "runs": ("jobs.commands.runs", "Show the runs: states, ages, rows and sizes."),
     "rollback": ("jobs.commands.rollback", "Serve an earlier run again, and mark the live one BAD."),
     "evaluate": ("jobs.commands.evaluate", "Measure models on a train and a test file."),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from datetime import date
@@ -15,12 +16,17 @@ from jobs import models
 from schemas.errors import ConfigError
 from schemas.settings import Layered, Section, ServeSettings, StoreSettings, layered, load_toml, resolve_store
 
+FILE_FORMATS = ("", "avro", "csv", "delta", "json", "orc", "parquet", "text", "xml")
+SECRET = re.compile(r"password|secret|token|credential", re.IGNORECASE)
+"""Options of a reader that say who reads, not what."""
+
 
 class InputSettings(Section):
     """Where the raw tables lie, for Spark to read."""
 
     events: str = "data/events"
-    """Path of the events; relative ones count from nightlist.toml. The only table that must be there."""
+    """Path of the events; relative ones count from nightlist.toml. With a format that reads no files, e.g. jdbc or iceberg,
+    their table. The only one that must be there."""
     items: str | None = None
     """Path of the catalogue: titles, availability, labels."""
     users: str | None = None
@@ -28,9 +34,14 @@ class InputSettings(Section):
     blocks: str | None = None
     """Path of the blocks: items that nobody, or one user, may be shown."""
     format: str = ""
-    """Spark format of all tables (parquet, csv, json, ...); empty: by each file's ending, else parquet."""
+    """Spark format of all tables (parquet, csv, json, jdbc, ...); empty: by each file's ending, else parquet."""
     options: dict[str, str] = {}
     """Options of the Spark reader, e.g. { sep = ";" }."""
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether the tables are named by paths."""
+        return self.format in FILE_FORMATS
 
 
 class RejectRule(Section):
@@ -103,7 +114,7 @@ class RetrieveSettings(Section):
 class RankSettings(Section):
     """Stage 5: the blend of the candidate models."""
 
-    weights: dict[str, float] = {"als": 1.0, "popular": 1.0, "similar": 0.75}
+    weights: dict[str, float] = {"als": 1.0, "als_spark": 1.0, "popular": 1.0, "similar": 0.75}
     """Weight of each candidate model in the blend; a model that is not named counts 0."""
     smoothing: float = Field(10.0, ge=0)
     """The k of reciprocal rank fusion, weight / (k + rank): the larger, the less the first places stand out."""
@@ -231,7 +242,8 @@ def check_models(settings: RootSettings) -> None:
 def digest_of(settings: RootSettings) -> str:
     """SHA-256 of every setting that can change a list: all but [store], [serve], [spark], paths and gate levels."""
     values = settings.model_dump(mode="json", exclude={"store", "serve", "spark", "paths", "gate"})
-    values["input"] = {key: values["input"][key] for key in ("format", "options")}
+    options = {key: value for key, value in settings.input.options.items() if not SECRET.search(key)}
+    values["input"] = {"format": settings.input.format, "options": options}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -259,9 +271,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _resolved(settings: RootSettings, base: Path) -> RootSettings:
     """Paths absolute; input paths that name a scheme (s3a://...) stay."""
     tables = {
-        name: path if "://" in path else str((base / path).resolve())
+        name: str((base / path).resolve())
         for name in ("events", "items", "users", "blocks")
-        if (path := getattr(settings.input, name))
+        if (path := getattr(settings.input, name)) and settings.input.reads_files and "://" not in path
     }
     return settings.model_copy(
         update={

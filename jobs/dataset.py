@@ -1,8 +1,10 @@
 """Reading what stage 2 wrote: histories as CSR rows straight from Parquet, without pandas."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +14,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from jobs.buckets import read_all, read_bucket
-from jobs.models import Training, Users
+from jobs.models import ITEM, USER, R, Training, Users
 from schemas.columns import ITEM_ID, ITEMS, USER_ID
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 WEIGHTS, AGES, SEEN, BLOCKED = "weights", "ages", "seen", "blocked"
 SEGMENT = "segment_"
@@ -57,21 +62,75 @@ class Dataset:
         excluded = csr(rows[SEEN], size) + csr(rows[BLOCKED], size)
         return column(rows, USER_ID), Users(weights, ages, excluded, eligible)
 
-    def training(self, segments: Sequence[str], seed: int) -> Training:
-        """All users with at least one pair, in (bucket, user_id) order."""
-        schema = pa.schema([field for field in users_schema(segments) if field.name not in (USER_ID, SEEN, BLOCKED)])
-        tables = [
-            table.cast(schema) for table in read_all(self.folder, schema.names)
-        ]  # Spark and Arrow differ in "not null"
-        rows = pa.concat_tables(tables).combine_chunks()
-        rows = rows.filter(pc.list_value_length(rows[ITEMS]).to_numpy() > 0).combine_chunks()
-        size = len(self._items(ITEM_ID))
-        weights, ages = (csr(rows[ITEMS], size, values(rows[name])) for name in (WEIGHTS, AGES))
-        labels = {name: np.array(rows[SEGMENT + name].to_pylist(), dtype=object) for name in segments}
-        return Training(weights, ages, labels, seed)
+    def size(self) -> dict[str, int]:
+        """Users with at least one pair (`rows`), items and pairs, counted a bucket at a time."""
+        lengths = [pc.list_value_length(table[ITEMS]).to_numpy() for table in read_all(self.folder, [ITEMS])]
+        return {
+            "rows": sum(int(np.count_nonzero(length)) for length in lengths),
+            "items": len(self._items(ITEM_ID)),
+            "pairs": sum(int(length.sum()) for length in lengths),
+        }
+
+    def training(self, segments: Sequence[str], seed: int, scratch: Path = Training.scratch) -> "StoredTraining":
+        """What models learn from: all users with at least one pair."""
+        return StoredTraining(self, segments, seed, scratch)
 
     def _items(self, name: str) -> pa.Array:
         return column(pq.read_table(self.folder / ITEMS_FILE, columns=[name]), name)
+
+
+class StoredTraining(Training):
+    """Training that lies on disk: matrices and segments are read when a model first asks, once for all models.
+
+    A model that only takes `pairs` leaves the users where they are.
+    """
+
+    def __init__(self, dataset: Dataset, segments: Sequence[str], seed: int, scratch: Path) -> None:
+        self._dataset, self._segments, self.seed, self.scratch = dataset, segments, seed, scratch
+
+    @property
+    def weights(self) -> csr_matrix:
+        return self._read.weights
+
+    @property
+    def ages(self) -> csr_matrix:
+        return self._read.ages
+
+    @property
+    def segments(self) -> Mapping[str, NDArray[np.object_]]:
+        return self._read.segments
+
+    @property
+    def items(self) -> int:
+        return len(self._dataset.item_ids())
+
+    def pairs(self) -> "DataFrame":
+        """Read by Spark. A user's number is made of the place in the files, so it does not depend on how they are split."""
+        from pyspark.sql import SparkSession
+        from pyspark.sql import functions as F
+
+        folder = self._dataset.folder
+        buckets = len(list(folder.glob("bucket-*.parquet")))
+        bucket = F.regexp_extract("_metadata.file_name", "[0-9]+", 0).cast("long")
+        number = F.col("_metadata.row_index") * buckets + bucket
+        reader = SparkSession.active().read.schema(f"{ITEMS} array<int>, {WEIGHTS} array<float>")
+        rows = reader.option("pathGlobFilter", "bucket-*.parquet").parquet(str(folder))
+        pairs = rows.select(number.cast("int").alias(USER), F.explode(F.arrays_zip(ITEMS, WEIGHTS)).alias("pair"))
+        return pairs.select(USER, F.col(f"pair.{ITEMS}").alias(ITEM), F.col(f"pair.{WEIGHTS}").alias(R))
+
+    @cached_property
+    def _read(self) -> Training:
+        """All users with at least one pair, in (bucket, user_id) order."""
+        schema = users_schema(self._segments)
+        schema = pa.schema([field for field in schema if field.name not in (USER_ID, SEEN, BLOCKED)])
+        tables = [
+            table.cast(schema) for table in read_all(self._dataset.folder, schema.names)
+        ]  # Spark and Arrow differ in "not null"
+        rows = pa.concat_tables(tables).combine_chunks()
+        rows = rows.filter(pc.list_value_length(rows[ITEMS]).to_numpy() > 0).combine_chunks()
+        weights, ages = (csr(rows[ITEMS], self.items, values(rows[name])) for name in (WEIGHTS, AGES))
+        labels = {name: np.array(rows[SEGMENT + name].to_pylist(), dtype=object) for name in self._segments}
+        return Training(weights, ages, labels, self.seed)
 
 
 def column(table: pa.Table, name: str) -> pa.Array:

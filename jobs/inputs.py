@@ -149,7 +149,8 @@ def read_frame(spark: "SparkSession", path: str, format: str, options: Mapping[s
     kind = format or next((known for ending, known in ENDINGS.items() if path.endswith(ending)), "parquet")
     options = ({"header": "true"} if kind == "csv" else {}) | dict(options)
     try:
-        frame = spark.read.format(kind).options(**options).load(path)
+        reader = spark.read.format(kind).options(**options)
+        frame = reader.option("dbtable", path).load() if kind == "jdbc" else reader.load(path)
     except UNREADABLE as error:
         absent = isinstance(error, PySparkException) and "PATH_NOT_FOUND" in (error.getCondition() or "")
         problem = "does not exist" if absent else f"can't be read as {kind}: {first_line(error)}"

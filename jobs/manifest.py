@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 
@@ -59,6 +59,7 @@ class Report:
     verdict: Mapping[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    shown_after_error: ClassVar[bool] = False
 
     def line(self) -> dict[str, Any]:
         """The JSON line of a night."""

@@ -13,6 +13,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from datetime import date, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,14 +23,18 @@ from jobs.config import RootSettings, load_settings, sections
 from jobs.evaluation import holdout, served_previous
 from jobs.identity import Identity, identify
 from jobs.inputs import Inputs, check_rules, read_inputs
+from jobs.lists import BuiltLists
 from jobs.manifest import Report, facts_of, write_manifest
 from jobs.progress import Progress, Terminal
-from jobs.run import MANIFEST, ROLLED_BACK, RunFolder, now, parent_of
+from jobs.run import MANIFEST, ROLLED_BACK, STARTED, RunFolder, now, parent_of
 from jobs.spark import session
 from jobs.stages import build, dataset, events, gate, publish, rank, rerank, retrieve, train
 from jobs.stores import open_store
 from lookup_api.readers import open_reader
 from schemas.runs import RunState
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 def make(
@@ -44,13 +49,10 @@ def make(
 
     `report` is filled on the way. Raises NightlistError; whatever it is, last night's lists go on being served.
     """
-    spark = session(settings.spark)
-    inputs = read_inputs(spark, settings)
-    check_rules(inputs, settings)
+    spark, inputs = opened(settings)
     identity = identify(inputs, settings, day)
-    run = report.run = RunFolder(settings.paths.runs / identity.run_id, identity.digest, progress)
-    buckets = Buckets(spark, run.digest, settings.dataset.parts, progress)
-    progress.note(f"run {run.run_id} in {run.folder}")
+    run, buckets = begun(spark, identity, settings, progress)
+    report.run = run
     with run.lock():
         if run.read(ROLLED_BACK):
             report.state = RunState.BAD
@@ -58,7 +60,24 @@ def make(
         parent = parent_of(settings.paths.runs, day)
         lists(run, identity, buckets, inputs, parent, settings, clock)
         judge(run, identity, buckets, parent, settings, report, override)
-        release(run, settings, report, clock)
+        release(run, buckets, settings, report, clock)
+
+
+def opened(settings: RootSettings) -> tuple["SparkSession", Inputs]:
+    """Spark, and the tables with their columns. Raises ConfigError and InputError: what is wrong here is wrong for every day."""
+    spark = session(settings.spark)
+    inputs = read_inputs(spark, settings)
+    check_rules(inputs, settings)
+    return spark, inputs
+
+
+def begun(
+    spark: "SparkSession", identity: Identity, settings: RootSettings, progress: Progress
+) -> tuple[RunFolder, Buckets]:
+    """The run's folder, which is not made yet, and its buckets."""
+    run = RunFolder(settings.paths.runs / identity.run_id, identity.digest, progress)
+    progress.note(f"run {run.run_id} in {run.folder}")
+    return run, Buckets(spark, run.digest, settings.dataset.parts, progress)
 
 
 def lists(
@@ -117,13 +136,16 @@ def judge(
         raise gate.refusal(run.run_id, verdict)
 
 
-def release(run: RunFolder, settings: RootSettings, report: Report, clock: Callable[[], datetime]) -> None:
+def release(
+    run: RunFolder, buckets: Buckets, settings: RootSettings, report: Report, clock: Callable[[], datetime]
+) -> None:
     """Stage 9: the run is live."""
     start = time.monotonic()
     store, reader = open_store(settings.store), open_reader(settings.store)
     try:
         with publish.publishing(store, reader, settings.store, clock) as publisher:
-            publish.publish(publisher, run, run.progress)
+            built = BuiltLists(run.folder / "build", buckets.spark)
+            publish.publish(publisher, run, built, run.progress)
     except Exception as error:
         report.state = getattr(error, "state", None) or report.state
         raise
@@ -137,9 +159,9 @@ def release(run: RunFolder, settings: RootSettings, report: Report, clock: Calla
 
 def _started(run: RunFolder, clock: Callable[[], datetime]) -> datetime:
     """When the run was first started: the time its lists carry, however often it is started again."""
-    if not run.read("started.json"):
-        run.write("started.json", {"at": clock().isoformat()})
-    return datetime.fromisoformat((run.read("started.json") or {})["at"])
+    if not run.read(STARTED):
+        run.write(STARTED, {"at": clock().isoformat(timespec="milliseconds")})
+    return datetime.fromisoformat((run.read(STARTED) or {})["at"])
 
 
 @click.command()

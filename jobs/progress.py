@@ -44,6 +44,7 @@ class Terminal(Progress):
 
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr, highlight=False)
+        self.bar: Bar | None = None
 
     def skipped(self, name: str, counts: Mapping[str, Any]) -> None:
         self._line(name, "done before", counts)
@@ -56,19 +57,34 @@ class Terminal(Progress):
         if not self.console.is_terminal:
             yield
             return
+        with self._bar() as bar, _every(0.2) as each:
+            task = bar.add_task(name, total=total)
+            each(lambda: bar.update(task, completed=count()))
+            try:
+                yield
+            finally:
+                bar.update(task, visible=False)  # not removed: the thread may be about to update it once more
+
+    def note(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def _bar(self) -> Iterator[Bar]:
+        """One display however many watches lie within each other: the outermost opens and closes it, the others add lines."""
+        if self.bar:
+            yield self.bar
+            return
         columns = (
             TextColumn("          {task.description:<16}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        with Bar(*columns, console=self.console, transient=True) as bar, _every(0.2) as each:
-            task = bar.add_task(name, total=total)
-            each(lambda: bar.update(task, completed=count()))
-            yield
-
-    def note(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+        with Bar(*columns, console=self.console, transient=True) as self.bar:
+            try:
+                yield self.bar
+            finally:
+                self.bar = None
 
     def _line(self, name: str, took: str, counts: Mapping[str, Any]) -> None:
         shown = "  ".join(f"{key} {value:,}" for key, value in counts.items() if isinstance(value, int))

@@ -21,6 +21,7 @@ Counts = dict[str, Any]
 """What a stage reports of itself: JSON values, `rows` among them."""
 
 PUBLISHED, ROLLED_BACK, MANIFEST = "published.json", "rolled_back.json", "manifest.json"
+STARTED, LOCK = "started.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,21 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Keep a second night of the same run out; raises Busy. The lock goes with the process, however it ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as handle:
+        with (self.folder / LOCK).open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise Busy(f"another night is making run {self.run_id} in {self.folder}; wait for it") from None
             yield
+
+    def discard(self) -> None:
+        """Forget all that was made, the manifest first; when it was begun stays, for it is the time that equal lists carry."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (STARTED, LOCK):
+                path.unlink()
 
     def _record_path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

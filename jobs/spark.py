@@ -22,6 +22,8 @@ CONF = {
     "spark.sql.autoBroadcastJoinThreshold": "64m",
     "spark.driver.memory": "4g",
     "spark.log.level": "ERROR",
+    "spark.executor.extraJavaOptions": "-Ddev.ludovic.netlib.blas.allowNative=false "  # factors by MLlib: the same on
+    "-Ddev.ludovic.netlib.lapack.allowNative=false",  # every machine, whatever libraries it has
 }
 
 
@@ -45,11 +47,12 @@ def session(settings: SparkSettings) -> "SparkSession":
     Workers use this interpreter, find this project, and have one BLAS thread each.
     """
     java()
-    from pyspark import SparkConf
+    from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     _let_workers_import_the_project()
+    SparkContext._ensure_initialized()  # without a JVM, SparkConf knows nothing of what spark-submit was given
     given = SparkConf()
     if not given.get("spark.master") and settings.master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # nothing of a local night listens to the network

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
@@ -24,10 +24,37 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class CassandraSettings(Section):
+    """How Apache Cassandra is reached, where `backend` is "cassandra"."""
+
+    contact_points: tuple[str, ...] = Field(("127.0.0.1",), min_length=1)
+    """Nodes to ask first; they name the others."""
+    port: int = Field(9042, ge=1, le=65535)
+    """Their port for clients."""
+    local_dc: str = Field("datacenter1", pattern=r"^[A-Za-z0-9_.-]+$")
+    """The data centre whose nodes are asked, as `nodetool status` names it."""
+    keyspace: str = Field("nightlist", pattern=r"^[a-z][a-z0-9_]{0,47}$")
+    """Where the lists lie. `nightlist init --store` makes it."""
+    replication_factor: int = Field(3, ge=1)
+    """Copies of each list in the data centre, for `nightlist init --store`."""
+    username: str = ""
+    """Who asks; empty where Cassandra wants no password."""
+    password: SecretStr = SecretStr("")
+    """Better given as NIGHTLIST_STORE__CASSANDRA__PASSWORD, or in a file, than here."""
+    password_file: str = ""
+    """File that holds the password; relative to nightlist.toml."""
+    connect_seconds: float = Field(5.0, gt=0)
+    """How long a node may take to answer a new connection."""
+    timeout_seconds: float = Field(10.0, gt=0)
+    """How long it may take to answer a statement."""
+    in_flight: int = Field(64, ge=1)
+    """Writes under way at once, of each Spark task that loads."""
+
+
 class StoreSettings(Section):
     """Where lists are published and read."""
 
-    backend: Literal["sqlite"] = "sqlite"
+    backend: Literal["sqlite", "cassandra"] = "sqlite"
     """Which pair of jobs/stores/X.py and lookup_api/readers/X.py to use."""
     path: Path = Path("nightlist-data/store")
     """Folder of the embedded store; relative to nightlist.toml."""
@@ -37,6 +64,8 @@ class StoreSettings(Section):
     """A run that the pointer named within this time is never dropped: readers lag the flip."""
     lease_seconds: float = Field(60.0, gt=0)
     """How long a publisher's lease lasts without renewal."""
+    cassandra: CassandraSettings = CassandraSettings()
+    """The section [store.cassandra]."""
 
 
 class ServeSettings(Section):
@@ -153,5 +182,20 @@ def load_service_settings(path: Path) -> tuple[StoreSettings, ServeSettings]:
 
 
 def resolve_store(store: StoreSettings, base: Path) -> StoreSettings:
-    """The same settings with `path` absolute, relative ones counted from `base`."""
-    return store.model_copy(update={"path": (base / store.path).resolve()})
+    """The same settings with `path` absolute, relative ones counted from `base`, and the password read from its file.
+
+    Raises ConfigError where Cassandra is used and the file can't be read.
+    """
+    resolved = {"path": (base / store.path).resolve()}
+    if store.backend != "cassandra" or not store.cassandra.password_file:
+        return store.model_copy(update=resolved)
+    password = SecretStr(_secret(base / store.cassandra.password_file))
+    cassandra = store.cassandra.model_copy(update={"password": password, "password_file": ""})
+    return store.model_copy(update=resolved | {"cassandra": cassandra})
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"store.cassandra.password_file = {path} can't be read: {error}") from None

@@ -1,15 +1,18 @@
 """The console script as tests call it: in this process, so that it shares Spark, or in one of its own."""
 
 import io
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from jobs.cli import main
 from lookup_api.readers import open_reader
@@ -62,3 +65,36 @@ def all_served(found: Place) -> dict[tuple[str, str], ServedList]:
         return {(served.kind, served.key): served for served in reader.scan(release.run_id)} if release else {}
     finally:
         reader.close()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(config: Path) -> Iterator[int]:
+    """`nightlist serve` on loopback, in a process of its own; hands out its port once it is ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "jobs.cli", "serve", "--config", str(config), "--port", str(port)]
+    with (config.parent / "serve.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while not _is_ready(port):
+            assert server.poll() is None, (config.parent / "serve.log").read_text()
+            assert time.monotonic() < deadline, (config.parent / "serve.log").read_text()
+            time.sleep(0.1)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False

@@ -1,26 +1,37 @@
 """Fixtures that every test may use. Real components only: one Spark for the whole session, a real store in a folder."""
 
+import fcntl
 import os
+import shutil
+import subprocess
+import venv
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import pyspark
 import pytest
 from hypothesis import settings as hypothesis_settings
 from pyspark.sql import SparkSession
 
 from jobs.config import SparkSettings
 from jobs.spark import session
+from tests.cassandra import Node, prefetch
 from tests.nights import SHORT_LIVED
 
 hypothesis_settings.register_profile("nightlist", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("nightlist")
 
-SLOWEST = ("test_real_data.py", "test_crashes.py")
-"""Files that begin first, so that two processes end together."""
+ROOT = Path(__file__).parents[1]
+SLOWEST = ("real_data", "crashes", "backfill", "cluster", "cassandra", "stores", "als_spark")
+"""Files that begin first, the slowest first, so that two processes end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in SLOWEST)
+    order = {f"test_{name}.py": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    if any("cassandra" in getattr(item, "fixturenames", ()) for item in items):
+        prefetch()
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +43,28 @@ def spark() -> Iterator[SparkSession]:
 
 
 @pytest.fixture(scope="session")
+def cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The one Cassandra node of this test process, real and with authentication. A test that ends it starts it again.
+
+    Roles, whose passwords are their names: `publisher` may do all that a publisher does in any keyspace, `reader` may read.
+    """
+    node = Node(tmp_path_factory.mktemp("cassandra")).start()
+    for role, rights in (("publisher", ("CREATE", "DROP", "SELECT", "MODIFY")), ("reader", ("SELECT",))):
+        node.execute(f"CREATE ROLE {role} WITH PASSWORD = '{role}' AND LOGIN = true")
+        for right in rights:
+            node.execute(f"GRANT {right} ON ALL KEYSPACES TO {role}")
+    node.execute("GRANT SELECT ON KEYSPACE system_views TO publisher")
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+def keyspace() -> str:
+    """The name of a keyspace that nobody has."""
+    return f"k{uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data that lie beside the project. Tests that need them skip where they are absent, but never in CI."""
     found = Path(__file__).parents[2] / "shared" / "data"
@@ -40,3 +73,26 @@ def shared_data() -> Path:
             pytest.fail(f"CI must have the real data at {found}")
         pytest.skip(f"needs the real data sets (Online Retail, MovieTweetings) at {found}")
     return found
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make wheel` writes. Made anew, so that it holds today's sources."""
+    copied = tmp_path_factory.mktemp("archive") / "nightlist.zip"
+    with (tmp_path_factory.getbasetemp().parent / "wheel.lock").open(
+        "w"
+    ) as lock:  # of several test processes, one at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "--silent", "wheel"], cwd=ROOT, check=True, capture_output=True, timeout=300)
+        shutil.copy(ROOT / "dist" / "nightlist.zip", copied)
+    return copied
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has all dependencies, and not the project."""
+    folder = tmp_path_factory.mktemp("stranger")
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    (site / "dependencies.pth").write_text(f"{Path(pyspark.__file__).parents[1]}\n")
+    return folder / "bin" / "python"

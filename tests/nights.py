@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from jobs.commands.init import toml
 from jobs.config import RootSettings, load_settings
+from jobs.lists import BuiltLists
 from jobs.manifest import Report
 from jobs.nightly import make
 from jobs.progress import Progress
@@ -115,6 +116,11 @@ class Place:
             return release.run_id if release else None
         finally:
             reader.close()
+
+
+def built(run: RunFolder) -> dict[tuple[str, str], ServedList]:
+    """Every list of a run's Parquet."""
+    return {(served.kind, served.key): served for served in BuiltLists(run.folder / "build")}
 
 
 def write_table(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.lists import served_lists
+from jobs.lists import BuiltLists
 from jobs.progress import Progress
 from jobs.run import RunFolder
 from jobs.stores import open_store
@@ -156,7 +156,7 @@ BAD_CONFIGURATION: dict[str, tuple[tuple[object, ...], list[str]]] = {
     ),
     "an unknown model": (
         ("--set", 'retrieve.models=["svd"]'),
-        ["retrieve.models", "'svd'", "known: als, popular, similar"],
+        ["retrieve.models", "'svd'", "known: als, als_spark, popular, similar"],
     ),
     "a mapping of no column": (
         ("--set", "events.columns={ userid = 'u' }"),
@@ -313,7 +313,7 @@ def test_a_night_with_dirty_data_waits_survives_a_full_disk_and_goes_live(tonigh
     assert "run the same command again" in full.json["error"]
     assert (done.code, done.json["state"], done.json["error"]) == (0, "LIVE", None), done.stderr
     assert records(run) == made, "all but the publication was done before"
-    assert all_served(tonight) == {(served.kind, served.key): served for served in served_lists(run.folder / "build")}
+    assert all_served(tonight) == {(served.kind, served.key): served for served in BuiltLists(run.folder / "build")}
     assert run.counts("events")["rejected"] == {
         "missing_event": 1,
         "missing_item_id": 1,

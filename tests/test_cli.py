@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 
 from jobs.cli import COMMANDS
 from jobs.config import load_settings
-from jobs.lists import served_lists
+from jobs.lists import BuiltLists
 from jobs.run import ROLLED_BACK
 from schemas.lists import ServedList
 from tests.commands import all_served, nightlist, process
@@ -254,7 +254,7 @@ def test_rollback_serves_the_run_before_and_the_bad_run_stays_away(nights: Place
 def as_built(found: Place, run_id: str) -> dict[tuple[str, str], ServedList]:
     """Every list of a run, as it stands in its Parquet."""
     built = found.settings().paths.runs / run_id / "build"
-    return {(served.kind, served.key): served for served in served_lists(built)}
+    return {(served.kind, served.key): served for served in BuiltLists(built)}
 
 
 # doctor
@@ -382,7 +382,10 @@ def test_times_and_values_of_the_files_count(spark: SparkSession, tmp_path: Path
 
 
 EVALUATE_ERRORS: dict[tuple[str, ...], tuple[int, str]] = {
-    ("--model", "svd"): (2, "--model 'svd': there is none of that name; known: als, popular, similar, blend"),
+    ("--model", "svd"): (
+        2,
+        "--model 'svd': there is none of that name; known: als, als_spark, popular, similar, blend",
+    ),
     ("--set", "als.factor=8"): (2, "unknown key als.factor"),
     ("--config", "nowhere.toml"): (2, "nowhere.toml does not exist"),
     ("--k", "0"): (2, "0"),

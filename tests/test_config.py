@@ -16,7 +16,7 @@ from jobs.cli import cli
 from jobs.commands.init import template
 from jobs.config import RootSettings, digest_of, load_settings, settings_class
 from schemas.errors import ConfigError
-from schemas.settings import ServeSettings, StoreSettings, load_service_settings
+from schemas.settings import CassandraSettings, ServeSettings, StoreSettings, load_service_settings
 
 CHANGES_NO_LIST = {"store", "serve", "spark", "paths", "gate"}
 """Sections that are not in a run's digest."""
@@ -25,14 +25,18 @@ INPUT_PATHS = {"events", "items", "users", "blocks"}
 
 
 def section(name: str) -> type[BaseModel]:
-    """The class of a section."""
-    cls = settings_class().model_fields[name].annotation
+    """The class of a section, or of a table in one: `store.cassandra`."""
+    cls: Any = settings_class()
+    for part in name.split("."):
+        cls = cls.model_fields[part].annotation
     assert isinstance(cls, type)
     assert issubclass(cls, BaseModel)
     return cls
 
 
 FIELDS = [(name, key) for name in settings_class().model_fields for key in section(name).model_fields]
+IN_TEMPLATE = [pair for pair in FIELDS if pair != ("store", "cassandra")]
+IN_TEMPLATE += [("store.cassandra", key) for key in CassandraSettings.model_fields]
 
 
 def of_every(fields: Sequence[tuple[str, str]]) -> pytest.MarkDecorator:
@@ -321,6 +325,16 @@ class TestDigest:
         assert one != same
         assert digest_of(one) == digest_of(same)
 
+    def test_a_password_of_the_input_makes_no_other_run(self) -> None:
+        """Who reads is not what is read: only the options that say what count."""
+        one, other, elsewhere = (
+            load_settings(None, [f'input.options={{ password = "{password}", url = "{url}" }}'])
+            for password, url in (("a", "db"), ("b", "db"), ("a", "db2"))
+        )
+
+        assert digest_of(one) == digest_of(other)
+        assert digest_of(one) != digest_of(elsewhere)
+
     def test_the_order_of_models_is_a_setting(self) -> None:
         """The models to retrieve by are a list, and another order is another setting."""
         one, other = (
@@ -409,7 +423,7 @@ def _lines(parts: tuple[str, str, str], absent: set[tuple[str, str]]) -> Iterato
     assert len(example.strip().splitlines()) == 2
     name = ""
     for line in (before + rest).splitlines():
-        name = found[1] if (found := re.fullmatch(r"\[(\w+)\]", line)) else name
+        name = found[1] if (found := re.fullmatch(r"\[([\w.]+)\]", line)) else name
         setting = re.match(r"#?(\w+) = ", line)
         yield line.removeprefix("#") if setting and (name, setting[1]) not in absent else line
 
@@ -429,12 +443,12 @@ class TestInit:
         text = uncommented(template())
 
         assert load_settings(None) == load_settings(self.in_place(text))
-        assert len(FIELDS) - 3 == len(re.findall(r"(?m)^\w+ = ", text))  # [input] items, users, blocks: none
+        assert len(IN_TEMPLATE) - 3 == len(re.findall(r"(?m)^\w+ = ", text))  # [input] items, users, blocks: none
 
-    @every_field
+    @of_every(IN_TEMPLATE)
     def test_every_setting_is_in_it(self, name: str, key: str) -> None:
         """Each setting stands once in its section, below its description."""
-        (body,) = re.findall(rf"(?ms)^\[{name}\]\n(.*?)(?=^\[|\Z)", template())
+        (body,) = re.findall(rf"(?ms)^\[{re.escape(name)}\]\n(.*?)(?=^\[|\Z)", template())
         description = section(name).model_fields[key].description
         assert description
         last_line = re.escape(description.strip().splitlines()[-1].strip())
@@ -479,3 +493,52 @@ class TestInit:
         path = Path.cwd() / "nightlist.toml"
         path.write_text(text, encoding="utf-8")
         return path
+
+
+class TestTables:
+    """Tables that are no files."""
+
+    def test_their_names_stay_as_they_are(self) -> None:
+        """A path counts from the file; the name of a table in a catalogue or a database does not."""
+        text = "[input]\nevents = 'shop.events'\nformat = '{}'"
+        named = {
+            kind: load_settings(written(text.format(kind))).input.events for kind in ("iceberg", "jdbc", "orc", "")
+        }
+
+        assert {"iceberg": "shop.events", "jdbc": "shop.events"} == {kind: named[kind] for kind in ("iceberg", "jdbc")}
+        assert named["orc"] == named[""] == str(Path.cwd() / "configured" / "shop.events")
+
+
+class TestSecrets:
+    """The password of Cassandra comes from the environment or a file, and shows up nowhere."""
+
+    def test_it_is_read_from_a_file_beside_the_configuration(self) -> None:
+        """Without the newline that every editor adds; jobs and service alike."""
+        path = written("[store]\nbackend = 'cassandra'\n[store.cassandra]\npassword_file = 'secret'")
+        (path.parent / "secret").write_text("swordfish\n")
+
+        for store in (load_settings(path).store, load_service_settings(path)[0]):
+            assert "swordfish" == store.cassandra.password.get_secret_value()
+
+    def test_the_environment_overrules_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As for every other setting."""
+        monkeypatch.setenv("NIGHTLIST_STORE__CASSANDRA__PASSWORD", "swordfish")
+        store = load_settings(written("[store.cassandra]\npassword = 'guest'\nusername = 'u'")).store
+
+        assert ("u", "swordfish") == (store.cassandra.username, store.cassandra.password.get_secret_value())
+
+    def test_a_file_that_is_missing_is_named(self) -> None:
+        """Where Cassandra is what lists go to; elsewhere nobody looks for it."""
+        unused = "[store.cassandra]\npassword_file = 'nowhere'"
+        assert "sqlite" == load_settings(written(unused)).store.backend
+        message = refusal("[store]\nbackend = 'cassandra'\n" + unused)
+
+        assert "store.cassandra.password_file" in message
+        assert "nowhere" in message
+
+    def test_it_is_not_printed(self) -> None:
+        """Neither the settings' text nor an error about their section holds it."""
+        text = "[store.cassandra]\npassword = 'swordfish'"
+
+        assert "swordfish" not in repr(load_settings(written(text)))
+        assert "swordfish" not in refusal(f"{text}\nprot = 1")

@@ -16,7 +16,7 @@ from jobs.config import load_settings
 from jobs.inputs import RawTable, check_rules, read_frame, read_inputs, table_of
 from schemas.columns import EVENTS_TABLE, ITEMS_TABLE, TS, USER_ID, USERS_TABLE, InputTable
 from schemas.errors import ConfigError, InputError
-from tests.nights import event, place, write_table
+from tests.nights import checkerboard, event, place, write_table
 
 NOON = datetime(2026, 11, 20, 12, 34, 56, 789_123, tzinfo=UTC)
 SECONDS = 1_795_178_096
@@ -342,3 +342,29 @@ def test_a_rule_may_use_columns_that_nightlist_does_not_know(spark: SparkSession
     settings = load_settings(None, [f"input.events={tmp_path / 'e.parquet'}", rule("`Invoice No` LIKE 'C%'")])
 
     check_rules(read_inputs(spark, settings), settings)
+
+
+# Sources that are no files
+
+
+def test_a_night_from_a_database_is_the_night_from_a_file(spark: SparkSession, tmp_path: Path) -> None:
+    """Events that Spark reads by JDBC, from a table of an embedded database, make equal lists."""
+    from_file = place(tmp_path / "file", checkerboard())
+    url = f"jdbc:derby:{tmp_path / 'derby'}"
+    options = {"url": f"{url};create=true", "dbtable": "events"}
+    spark.read.parquet(str(tmp_path / "file" / "events.parquet")).write.format("jdbc").options(**options).save()
+    reads = {"format": "jdbc", "events": "events", "options": {"url": url}}
+    from_table = place(tmp_path / "table", checkerboard(), input=reads)
+
+    made = [found.run(found.night()).counts("build")["lists_checksum"] for found in (from_file, from_table)]
+
+    assert made[0] == made[1]
+
+
+def test_a_table_that_a_database_does_not_have_is_named(spark: SparkSession, tmp_path: Path) -> None:
+    """The error says which setting, which table, and that it is no path."""
+    reads = {"format": "jdbc", "events": "nothing", "options": {"url": f"jdbc:derby:{tmp_path / 'derby'};create=true"}}
+    found = place(tmp_path, checkerboard(), input=reads)
+
+    with pytest.raises(InputError, match=r"input\.events = nothing can't be read as jdbc"):
+        read_inputs(spark, found.settings())

@@ -19,6 +19,7 @@ from schemas.errors import ConfigError
 from schemas.lists import ServedList
 from schemas.runs import RunState
 from schemas.settings import load_service_settings
+from tests.commands import free_port
 from tests.test_lookup_api import AWKWARD, ONLY_BY_QUERY, a_list, item_for
 
 ROOT = Path(__file__).parent.parent
@@ -34,12 +35,6 @@ from schemas.settings import load_service_settings
 
 serve(Path(sys.argv[1]), load_service_settings(Path(sys.argv[1]))[1])
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Server:

@@ -29,8 +29,13 @@ from tests.test_lists import write_dataset
 
 KNOWS_NO_TASTE = ("popular",)
 """Models that give everybody the same: no checkerboard for them."""
-SMALL: dict[str, dict[str, Any]] = {"als": {"factors": 8, "regularization": 1.0, "iterations": 3}}
+SMALL: dict[str, dict[str, Any]] = {
+    "als": {"factors": 8, "regularization": 1.0, "iterations": 3},
+    "als_spark": {"factors": 8, "regularization": 0.1, "iterations": 2},
+}
 """Settings for worlds of a few dozen items, where a model's defaults are for millions."""
+
+pytestmark = pytest.mark.usefixtures("spark")  # for models that train on it
 
 Rows = Sequence[Sequence[int]]
 
@@ -435,9 +440,9 @@ class TestAls:
         training = some_world(users=400, items=120)
         factors = []
         for threads in (1, 2, 3, 7):
-            solver = als._solver(self.settings, training.seed)
-            solver.num_threads = threads
             with threadpool_limits(1, "blas"):
+                solver = als._solver(self.settings, training.seed)
+                solver.num_threads = threads
                 solver.fit(als.confidence(training.weights, self.settings.alpha), show_progress=False)
             factors.append(solver.item_factors)
         expected = als.Model.fit(training, self.settings).item_factors

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.lists import served_lists
+from jobs.lists import BuiltLists
 from jobs.models import names
 from jobs.run import ROLLED_BACK
 from lookup_api import create_app
@@ -40,7 +40,7 @@ def test_the_checkerboard_is_solved(nights):
     """Each user's published list of the night before D begins with the one item that they lacked."""
     yesterday = min(nights.settings().paths.runs.iterdir())
 
-    found = {row.key: row.items for row in served_lists(yesterday / "build") if row.kind == "user"}
+    found = {row.key: row.items for row in BuiltLists(yesterday / "build") if row.kind == "user"}
 
     assert found == {f"u{user:03d}": (f"i{user:03d}",) for user in range(SIZE)}
 
@@ -79,7 +79,7 @@ def test_what_was_built_is_what_is_served(nights):
         "similar": ("/v1/similar", "item_id", "similar"),
         "popular": ("/v1/popular", "segment", "popular"),
     }
-    built = list(served_lists(nights.report.run.folder / "build"))
+    built = list(BuiltLists(nights.report.run.folder / "build"))
 
     for row in built:
         path, parameter, source = routes[row.kind]
@@ -213,7 +213,7 @@ def test_every_model_can_be_the_only_one(nights, tmp_path):
 
         run = there.night().run
 
-        sources = {source for row in served_lists(run.folder / "build") if row.kind == "user" for source in row.sources}
+        sources = {source for row in BuiltLists(run.folder / "build") if row.kind == "user" for source in row.sources}
         assert sources == {model}
 
 

@@ -88,6 +88,19 @@ def test_the_readmes_configuration_is_valid(tmp_path):
     assert [rule.reason for rule in settings.events.reject] == ["no_customer", "cancelled"]
 
 
+def test_the_readmes_store_is_valid(tmp_path):
+    """The example for Cassandra is read as it stands, but for the place of the password."""
+    from jobs.config import load_settings
+
+    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "jobs" / "README.md").read_text(), re.S)
+    (tmp_path / "secret").write_text("swordfish")
+    (tmp_path / "nightlist.toml").write_text(example.replace("/run/secrets/cassandra", str(tmp_path / "secret")))
+
+    store = load_settings(tmp_path / "nightlist.toml").store
+
+    assert (store.backend, store.cassandra.password.get_secret_value()) == ("cassandra", "swordfish")
+
+
 @pytest.mark.parametrize("name", ["lookup", "retrieve"])
 def test_benchmarks_run(name):
     """`python -m tests.bench NAME --json` prints one JSON object last, with a ratio that counts."""

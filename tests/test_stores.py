@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -22,9 +22,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jobs.stores
@@ -43,6 +44,7 @@ from schemas.errors import (
 from schemas.lists import ALL, KINDS, ServedList, popular_key
 from schemas.runs import IN_MANIFEST, TRANSITIONS, LeaseHeld, Release, RunState
 from schemas.settings import StoreSettings
+from tests.cassandra import Node
 
 ROOT = Path(__file__).parent.parent
 START = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
@@ -57,6 +59,7 @@ def names_in(package: Any) -> set[str]:
     return {module.name for module in iter_modules(package.__path__) if not module.name.startswith("_")}
 
 
+ROLES = ("publisher", "reader")
 PAIRS = sorted(names_in(jobs.stores) & names_in(lookup_api.readers))
 
 
@@ -74,25 +77,33 @@ class Clock:
 
 
 class Pair:
-    """A writer and a reader of one store, in a folder of its own, with one clock."""
+    """A writer and a reader of one store, with one clock; the reader's rights may be fewer."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.settings = StoreSettings.model_validate({"backend": name, "path": folder})
+    def __init__(self, settings: StoreSettings, readers: StoreSettings | None = None) -> None:
+        self.settings, self.readers = settings, readers or settings
         self.clock = Clock()
+        self._opened: list[Store | Reader] = []
         self.store = self.another_store()
         self.reader = self.another_reader()
 
     def another_store(self) -> Store:
         store: Store = import_module(f"jobs.stores.{self.settings.backend}").open_store(self.settings, self.clock)
+        self._opened.append(store)
         return store
 
     def another_reader(self) -> Reader:
-        return lookup_api.readers.open_reader(self.settings)
+        reader = lookup_api.readers.open_reader(self.readers)
+        self._opened.append(reader)
+        return reader
+
+    def close(self) -> None:
+        for one in self._opened:
+            one.close()
 
     def load(self, run_id: str, lists: list[ServedList], fence: int) -> None:
         """Bring a new run to LOADED."""
         self.store.set_state(run_id, None, RunState.LOADING, fence)
-        self.store.load(run_id, lists, fence, ignore)
+        self.store.load(run_id, OnePart(lists), fence, ignore)
         self.store.set_state(run_id, RunState.LOADING, RunState.LOADED, fence, rows=len(lists))
 
     def publish(self, run_id: str, lists: list[ServedList]) -> Release:
@@ -110,6 +121,20 @@ class Pair:
 
     def state(self, run_id: str) -> RunState | None:
         return next((run.state for run in self.store.runs() if run.run_id == run_id), None)
+
+
+class OnePart:
+    """Lists in memory, which no second process takes a part of."""
+
+    def __init__(self, lists: Iterable[ServedList]) -> None:
+        self.lists = lists
+
+    def __iter__(self) -> Iterator[ServedList]:
+        return iter(self.lists)
+
+    def each_part(self, write: Callable[[Iterator[ServedList]], int], progress: Callable[[int], None]) -> int:
+        progress(written := write(iter(self.lists)))
+        return written
 
 
 def ignore(rows: int) -> None:
@@ -134,17 +159,38 @@ def by_key(lists: Any) -> dict[tuple[str, str], ServedList]:
 
 
 @contextmanager
-def opened(name: str, folder: Path) -> Iterator[Pair]:
-    found = Pair(name, folder)
-    found.store.prepare()
+def in_folder(folder: Path) -> Iterator[Pair]:
+    """An embedded store."""
+    found = Pair(StoreSettings(path=folder))
+    found.store.create()
     yield found
-    found.reader.close()
-    found.store.close()
+    found.close()
+
+
+@contextmanager
+def in_keyspace(node: Node) -> Iterator[Pair]:
+    """A store in a keyspace of its own, written by the publisher and read by the reader."""
+    keyspace = f"k{uuid4().hex[:12]}"
+    found = Pair(*(StoreSettings(backend="cassandra", cassandra=node.settings(keyspace, who)) for who in ROLES))
+    found.store.create()
+    yield found
+    found.close()
+
+
+@contextmanager
+def opened(name: str, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A new, empty store of the pair of that name."""
+    if name == "cassandra":
+        with in_keyspace(request.getfixturevalue("cassandra")) as found:
+            yield found
+    else:
+        with tempfile.TemporaryDirectory(prefix="the store") as folder, in_folder(Path(folder) / "store") as found:
+            yield found
 
 
 @pytest.fixture(params=PAIRS)
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    with opened(request.param, tmp_path / "the store") as found:
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with opened(request.param, request) as found:
         yield found
 
 
@@ -212,7 +258,7 @@ def test_scan_gives_what_was_loaded(pair: Pair, fence: int) -> None:
     lists += [one_list(key, *AWKWARD, kind="similar") for key in AWKWARD]
     told: list[int] = []
     pair.store.set_state(RUN, None, RunState.LOADING, fence)
-    written = pair.store.load(RUN, iter(lists), fence, told.append)
+    written = pair.store.load(RUN, OnePart(iter(lists)), fence, told.append)
     found = list(pair.reader.scan(RUN))
 
     assert written == len(lists) == len(found) == told[-1]
@@ -245,7 +291,7 @@ def test_what_is_no_list_is_refused(pair: Pair, fence: int, wrong: ServedList) -
     """A load with one broken list ends with an error, and leaves nothing to read."""
     pair.store.set_state(RUN, None, RunState.LOADING, fence)
     with pytest.raises(ValueError, match=r"'u'|time zone"):
-        pair.store.load(RUN, [one_list("fine", "i"), wrong], fence, ignore)
+        pair.store.load(RUN, OnePart([one_list("fine", "i"), wrong]), fence, ignore)
 
     assert pair.store.size(RUN) == 0
     with pytest.raises(RunUnreadable):
@@ -264,9 +310,11 @@ def test_a_key_given_twice_is_refused_by_name(pair: Pair, fence: int, apart: int
     ]
     pair.store.set_state(RUN, None, RunState.LOADING, fence)
     with pytest.raises(ValueError, match="user 'twice'"):
-        pair.store.load(RUN, lists, fence, ignore)
+        pair.store.load(RUN, OnePart(lists), fence, ignore)
 
     assert pair.store.size(RUN) == 0
+    with pytest.raises(RunUnreadable):
+        pair.reader.probe(RUN)
 
 
 def test_a_broken_load_leaves_nothing_behind(pair: Pair, fence: int) -> None:
@@ -278,12 +326,12 @@ def test_a_broken_load_leaves_nothing_behind(pair: Pair, fence: int) -> None:
 
     pair.store.set_state(RUN, None, RunState.LOADING, fence)
     with pytest.raises(ConnectionError, match="lost the lists"):
-        pair.store.load(RUN, breaks(), fence, ignore)
+        pair.store.load(RUN, OnePart(breaks()), fence, ignore)
     with pytest.raises(RunUnreadable):
         pair.reader.get(RUN, "user", "u0")
     pair.store.set_state(RUN, RunState.LOADING, RunState.FAILED, fence)
     pair.store.set_state(RUN, RunState.FAILED, RunState.LOADING, fence)
-    pair.store.load(RUN, [one_list("only", "i")], fence, ignore)
+    pair.store.load(RUN, OnePart([one_list("only", "i")]), fence, ignore)
 
     assert list(pair.reader.scan(RUN)) == [one_list("only", "i")]
 
@@ -291,10 +339,10 @@ def test_a_broken_load_leaves_nothing_behind(pair: Pair, fence: int) -> None:
 def test_a_second_load_is_seen_by_a_reader_that_had_the_first_one_open(pair: Pair, fence: int) -> None:
     """Verification after a retry reads the retry, not the file that was thrown away."""
     pair.store.set_state(RUN, None, RunState.LOADING, fence)
-    pair.store.load(RUN, [one_list("u", "first")], fence, ignore)
+    pair.store.load(RUN, OnePart([one_list("u", "first")]), fence, ignore)
     pair.reader.probe(RUN)
     assert pair.reader.get(RUN, "user", "u") == one_list("u", "first")
-    pair.store.load(RUN, [one_list("u", "second")], fence, ignore)
+    pair.store.load(RUN, OnePart([one_list("u", "second")]), fence, ignore)
 
     assert pair.reader.get(RUN, "user", "u") == one_list("u", "second")
 
@@ -302,10 +350,10 @@ def test_a_second_load_is_seen_by_a_reader_that_had_the_first_one_open(pair: Pai
 def test_only_a_loading_run_can_be_loaded(pair: Pair, fence: int) -> None:
     """A run that is unknown, or whole already, is not overwritten."""
     with pytest.raises(IllegalTransition, match="unknown"):
-        pair.store.load(RUN, some_lists(), fence, ignore)
+        pair.store.load(RUN, OnePart(some_lists()), fence, ignore)
     pair.load(RUN, some_lists(), fence)
     with pytest.raises(IllegalTransition, match="LOADED"):
-        pair.store.load(RUN, [], fence, ignore)
+        pair.store.load(RUN, OnePart([]), fence, ignore)
 
     assert by_key(pair.reader.scan(RUN)) == by_key(some_lists())
 
@@ -325,20 +373,19 @@ scored = st.lists(st.tuples(ids, st.floats(width=32, allow_nan=False, allow_infi
 lists_of_a_run = st.dictionaries(st.tuples(st.sampled_from(KINDS), ids), scored, min_size=1, max_size=8)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=lists_of_a_run)
-def test_any_run_makes_the_round_trip(name: str, content: dict[Any, Any]) -> None:
+def test_any_run_makes_the_round_trip(pair: Pair, fence: int, content: dict[Any, Any]) -> None:
     """Whatever lists a run holds, `get` and `scan` give them back, and nothing else."""
     lists = [
         ServedList(kind, key, *(tuple(column) for column in (zip(*rows, strict=True) if rows else ((), (), ()))), START)
         for (kind, key), rows in content.items()
     ]
-    with tempfile.TemporaryDirectory() as folder, opened(name, Path(folder)) as pair:
-        pair.load(RUN, lists, pair.store.acquire("tests", 60).fence)
+    run_id = f"20260301_{len(pair.store.runs())}"
+    pair.load(run_id, lists, fence)
 
-        assert by_key(pair.reader.scan(RUN)) == by_key(lists)
-        assert [pair.reader.get(RUN, served.kind, served.key) for served in lists] == lists
+    assert by_key(pair.reader.scan(run_id)) == by_key(lists)
+    assert [pair.reader.get(run_id, served.kind, served.key) for served in lists] == lists
 
 
 # States
@@ -488,7 +535,7 @@ def test_a_lease_that_was_released_or_superseded_can_not_be_renewed(pair: Pair) 
 FENCED: dict[str, Callable[[Store, int], object]] = {
     "set_state": lambda store, fence: store.set_state(RUN, RunState.LOADING, RunState.FAILED, fence),
     "register": lambda store, fence: store.set_state(THIRD, None, RunState.LOADING, fence),
-    "load": lambda store, fence: store.load(RUN, some_lists(), fence, ignore),
+    "load": lambda store, fence: store.load(RUN, OnePart(some_lists()), fence, ignore),
     "flip": lambda store, fence: store.flip(NEXT, 0, fence),
     "drop": lambda store, fence: store.drop(RUN, fence),
 }
@@ -510,6 +557,8 @@ def test_an_older_fence_writes_nothing(pair: Pair, call: str, ended: str) -> Non
         FENCED[call](pair.store, old.fence)
 
     assert (pair.store.runs(), pair.store.pointer(), pair.store.size(RUN)) == (before, None, 0)
+    with pytest.raises(RunUnreadable):
+        pair.reader.probe(RUN)
 
 
 def test_a_load_that_loses_its_lease_under_way_leaves_nothing(pair: Pair) -> None:
@@ -521,10 +570,10 @@ def test_a_load_that_loses_its_lease_under_way_leaves_nothing(pair: Pair) -> Non
         yield one_list("u", "from the old one")
         pair.clock.move(61)
         new = pair.another_store().acquire("new", 60)
-        pair.another_store().load(RUN, [one_list("u", "from the new one")], new.fence, ignore)
+        pair.another_store().load(RUN, OnePart([one_list("u", "from the new one")]), new.fence, ignore)
 
     with pytest.raises(StaleFence):
-        pair.store.load(RUN, overtaken(), old.fence, ignore)
+        pair.store.load(RUN, OnePart(overtaken()), old.fence, ignore)
 
     assert list(pair.reader.scan(RUN)) == [one_list("u", "from the new one")]
 
@@ -617,21 +666,21 @@ def test_of_changes_of_state_at_once_one_wins(pair: Pair, fence: int) -> None:
     assert losers(found) == [IllegalTransition] * 5
 
 
-def grab(name: str, folder: Path, owner: str) -> int | None:
+def grab(settings: StoreSettings, owner: str) -> int | None:
     """In a process of its own: the fence of the lease, or None where somebody else has it."""
-    store = import_module(f"jobs.stores.{name}").open_store(StoreSettings(backend=name, path=folder))
+    store = jobs.stores.open_store(settings)
     try:
         return int(store.acquire(owner, 3600).fence)
     except Busy:
         return None
+    finally:
+        store.close()
 
 
 def test_of_processes_that_want_the_lease_one_gets_it(pair: Pair) -> None:
     """The lease holds between processes, not only between threads."""
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
-        waiting = [
-            pool.submit(grab, pair.settings.backend, pair.settings.path, f"process-{number}") for number in range(6)
-        ]
+        waiting = [pool.submit(grab, pair.settings, f"process-{number}") for number in range(6)]
         fences = [future.result() for future in waiting]
 
     assert sorted(fences, key=str) == [1, None, None, None, None, None]
@@ -645,7 +694,6 @@ def test_a_dropped_run_is_gone(pair: Pair) -> None:
     pair.publish(RUN, some_lists())
     pair.publish(NEXT, some_lists())
     assert pair.reader.get(RUN, "user", "u0") is not None
-    assert pair.store.size(RUN) > 0
     fence = pair.store.acquire("prune", 60).fence
     pair.store.drop(RUN, fence)
 
@@ -722,7 +770,7 @@ def test_readers_work_in_several_threads(pair: Pair) -> None:
 
 @pytest.fixture
 def embedded(tmp_path: Path) -> Iterator[Pair]:
-    with opened("sqlite", tmp_path / "a store? 100% #1") as found:
+    with in_folder(tmp_path / "a store? 100% #1") as found:
         yield found
 
 
@@ -735,7 +783,7 @@ def lists_file(pair: Pair, run_id: str) -> Path:
 
 
 def unprepared(path: Path) -> Pair:
-    return Pair("sqlite", path)
+    return Pair(StoreSettings(path=path))
 
 
 def test_an_absent_store_was_never_published_to(tmp_path: Path) -> None:
@@ -815,7 +863,7 @@ def as_somebody_else() -> Iterator[None]:
 
 def test_a_folder_that_may_not_be_written_is_unavailable_to_writers_alone() -> None:
     """A read-only store is read as ever, by a service that has no right to write."""
-    with tempfile.TemporaryDirectory() as outer, opened("sqlite", Path(outer) / "store") as pair:
+    with tempfile.TemporaryDirectory() as outer, in_folder(Path(outer) / "store") as pair:
         live = pair.publish(RUN, some_lists())
         Path(outer).chmod(0o755)
         pair.settings.path.chmod(0o555)
@@ -836,7 +884,7 @@ def test_a_folder_that_may_not_be_written_is_unavailable_to_writers_alone() -> N
 
 def test_a_folder_that_may_not_be_entered_is_unavailable() -> None:
     """A store behind a wrong permission is not taken for one without a publication."""
-    with tempfile.TemporaryDirectory() as outer, opened("sqlite", Path(outer) / "store") as pair:
+    with tempfile.TemporaryDirectory() as outer, in_folder(Path(outer) / "store") as pair:
         pair.publish(RUN, some_lists())
         Path(outer).chmod(0o000)
         try:
@@ -983,7 +1031,7 @@ from schemas.runs import RunState
 from datetime import UTC, datetime
 
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-store, reader, now = SqliteStore(folder), SqliteReader(folder), datetime.now(UTC)
+store, reader, now = SqliteStore(folder), SqliteReader(folder), datetime.now(UTC).replace(microsecond=0)
 def lists(count, length):
     for user in range(count):
         items = tuple(f"u{user} i{rank}" for rank in range(length))

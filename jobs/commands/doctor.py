@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from jobs.commands.options import config_option, failing, json_option, print_json
 from jobs.config import RootSettings, load_settings
+from jobs.inputs import first_line
 from jobs.spark import java, session
 from lookup_api.readers import open_reader
 from schemas.errors import NightlistError
@@ -22,6 +25,9 @@ from schemas.errors import NightlistError
 Check = Callable[[RootSettings], str]
 """Says what it found; raises NightlistError, whose message says what to do."""
 
+NEEDED = ("numpy", "scipy", "pyarrow", "implicit", "threadpoolctl", "pydantic_settings")
+"""What the work on a bucket imports."""
+WORKER_PYTHON = "PYSPARK_PYTHON (or spark.pyspark.python)"
 JAVA_NEEDED = 17
 PYTHON_NEEDED = (3, 11)
 
@@ -32,35 +38,79 @@ def check_python(settings: RootSettings) -> str:
     if sys.version_info < PYTHON_NEEDED:
         raise NightlistError(f"Python {version}: Nightlist needs 3.11 or newer")
     worker = os.environ.get("PYSPARK_PYTHON", sys.executable)
-    asked = subprocess.run(
-        [worker, "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True
-    )
-    if asked.returncode or asked.stdout.strip().split(".")[:2] != version.split(".")[:2]:
-        found = asked.stdout.strip() or asked.stderr.strip() or "nothing"
+    found = _version_of(worker)
+    if found.split(".")[:2] != version.split(".")[:2]:
         raise NightlistError(
-            f"workers run {worker} ({found}), this is Python {version}: set PYSPARK_PYTHON to {sys.executable}"
+            f"workers run {worker} ({found}), this is Python {version}: set PYSPARK_PYTHON to {sys.executable}, or to one "
+            "of the same version"
         )
     return f"{version}, workers too"
 
 
+def _version_of(interpreter: str) -> str:
+    """Its version, or what kept it from telling."""
+    question = "import platform; print(platform.python_version())"
+    try:
+        asked = subprocess.run([interpreter, "-c", question], capture_output=True, text=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return asked.stdout.strip() or asked.stderr.strip() or "no answer"
+
+
 def check_java(settings: RootSettings) -> str:
     """Java 17 or newer."""
-    asked = subprocess.run([java(), "-version"], capture_output=True, text=True)
-    line = (asked.stderr or asked.stdout).splitlines()[0] if asked.stderr or asked.stdout else ""
-    version = re.search(r'"(\d+)', line)
-    if not version or int(version[1]) < JAVA_NEEDED:
+    version, line = java_version(java())
+    if version < JAVA_NEEDED:
         raise NightlistError(
             f"{java()} says {line!r}: Spark needs Java {JAVA_NEEDED} or newer; install it or set JAVA_HOME"
         )
     return line
 
 
+def java_version(java: str) -> tuple[int, str]:
+    """The major version, 0 where it does not tell, and the line in which it tells."""
+    asked = subprocess.run([java, "-version"], capture_output=True, text=True)
+    line = (asked.stderr or asked.stdout).partition("\n")[0]
+    version = re.search(r'"(\d+)', line)
+    return int(version[1]) if version else 0, line
+
+
 def check_spark(settings: RootSettings) -> str:
-    """A session starts and a worker answers."""
-    spark = session(settings.spark)
-    if spark.sparkContext.parallelize([1, 2], 2).map(abs).sum() != 3:
-        raise NightlistError("Spark's workers do not answer as they should")
-    return f"{spark.version} at {spark.sparkContext.master}"
+    """A session starts, and on every worker that answers there are Python, the project and what it needs."""
+    context = session(settings.spark).sparkContext
+    needed = (*NEEDED, *(["cassandra"] if settings.store.backend == "cassandra" else []))
+    try:
+        lacking = context.parallelize(range(2 * context.defaultParallelism)).map(partial(_lacks, needed)).collect()
+    except Exception as error:
+        raise NightlistError(_of_workers(str(error), first_line(error))) from None
+    if missing := sorted({name for names in lacking for name in names}):
+        raise NightlistError(_lacking(", ".join(missing)))
+    return f"{context.version} at {context.master}, and workers have all they need"
+
+
+def _lacks(needed: tuple[str, ...], _: int) -> list[str]:
+    """On a worker: the packages that it can't find."""
+    return [name for name in needed if find_spec(name) is None]
+
+
+def _lacking(packages: str) -> str:
+    return (
+        f"workers lack {packages}: install what nightlist[jobs] depends on into the Python that {WORKER_PYTHON} names"
+    )
+
+
+def _of_workers(said: str, summary: str) -> str:
+    """What keeps workers from working, in words."""
+    if versions := re.search(r"different version.*?(\d+[., ]+\d+).*?than.*?(\d+[., ]+\d+)", said, re.DOTALL):
+        worker, driver = (".".join(re.findall(r"\d+", version)) for version in versions.groups())
+        return f"workers run Python {worker}, this is {driver}: give them one of the same version, by {WORKER_PYTHON}"
+    if program := re.search(r'Cannot run program "([^"]+)"', said):
+        return f"workers have no {program[1]}: set {WORKER_PYTHON} to a Python that is on their machines"
+    if re.search(r"No module named '(jobs|schemas|lookup_api)'", said):
+        return "workers do not find the project: `make wheel`, then spark-submit --py-files dist/nightlist.zip"
+    if package := re.search(r"No module named '(\w+)", said):
+        return _lacking(package[1])
+    return f"workers do not answer as they should: {summary}"
 
 
 def check_store(settings: RootSettings) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from jobs.commands.options import config_option, failing
-from jobs.config import settings_class
+from jobs.config import RootSettings, load_settings, settings_class
+from jobs.stores import open_store
 from schemas.errors import ConfigError
 
 HEAD = """\
@@ -29,18 +30,31 @@ def template() -> str:
 
 
 def _section(name: str, section: FieldInfo) -> str:
-    cls = section.annotation
-    assert isinstance(cls, type), "every section is a model"
-    assert issubclass(cls, BaseModel), "every section is a model"
+    cls = _model(section)
+    assert cls, "every section is a model"
     title = (cls.__doc__ or "").strip().splitlines()[0]
     lines = [f"\n# {title}", f"[{name}]"]
+    tables = {key: field for key, field in cls.model_fields.items() if _is_table(field)}
     for key, field in cls.model_fields.items():
+        if key in tables:
+            continue
         lines += [f"# {line.strip()}" for line in (field.description or "").splitlines()]
         shown = "#" if (name, key) != ("input", "events") else ""
         lines.append(f"{shown}{key} = {toml(field.get_default(call_default_factory=True))}")
     if name == "events":
         lines += ["#[[events.reject]]", '#reason = "cancelled"', "#where = \"InvoiceNo LIKE 'C%'\""]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + "".join(_section(f"{name}.{key}", field) for key, field in tables.items())
+
+
+def _model(field: FieldInfo) -> type[BaseModel] | None:
+    cls = field.annotation
+    return cls if isinstance(cls, type) and issubclass(cls, BaseModel) else None
+
+
+def _is_table(field: FieldInfo) -> bool:
+    """Whether the value is worth a table of its own, and not a line."""
+    cls = _model(field)
+    return cls is not None and len(cls.model_fields) > 2
 
 
 def toml(value: Any) -> str:
@@ -57,17 +71,37 @@ def toml(value: Any) -> str:
         return "[" + ", ".join(toml(v) for v in value) + "]"
     if isinstance(value, date):
         return value.isoformat()
-    return json.dumps("" if value is None else str(value) if isinstance(value, Path) else value)
+    return json.dumps("" if value is None else str(value) if isinstance(value, Path | SecretStr) else value)
 
 
 @click.command()
 @config_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-def init(config: Path, force: bool) -> None:
-    """Write a commented nightlist.toml, with every setting, its meaning and its default."""
+@click.option(
+    "--store",
+    "make_store",
+    is_flag=True,
+    help="Instead, make the store that the file names: its folder or its keyspace.",
+)
+def init(config: Path, force: bool, make_store: bool) -> None:
+    """Write a commented nightlist.toml, with every setting, its meaning and its default; or make the store."""
     with failing():
-        if config.exists() and not force:
-            raise ConfigError(f"{config} exists already; --force overwrites it")
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(template(), encoding="utf-8")
-        click.echo(f"wrote {config}; next: set [input] events, then `nightlist validate --config {config}`", err=True)
+        _make_store(load_settings(config)) if make_store else _write(config, force)
+
+
+def _write(config: Path, force: bool) -> None:
+    if config.exists() and not force:
+        raise ConfigError(f"{config} exists already; --force overwrites it")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(template(), encoding="utf-8")
+    click.echo(f"wrote {config}; next: set [input] events, then `nightlist validate --config {config}`", err=True)
+
+
+def _make_store(settings: RootSettings) -> None:
+    store = open_store(settings.store)
+    try:
+        store.create()
+    finally:
+        store.close()
+    where = settings.store.cassandra.keyspace if settings.store.backend == "cassandra" else settings.store.path
+    click.echo(f"{settings.store.backend} is ready in {where}; next: `nightlist nightly --date ...`", err=True)

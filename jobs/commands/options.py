@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import click
 from rich.console import Console
@@ -22,6 +22,8 @@ class Reporting(Protocol):
     """A report that can be printed however its command ends."""
 
     error: str | None
+    shown_after_error: ClassVar[bool]
+    """Whether it has something to show to people after an error, too."""
 
     def line(self) -> dict[str, Any]:
         """For machines: one JSON object."""
@@ -83,17 +85,22 @@ def reporting(report: ReportType, as_json: bool) -> Iterator[ReportType]:
     except ConfigError as error:
         _say(error)
         sys.exit(error.exit_code)
-    except NightlistError as error:
-        _say(error)
-        report.error, code = str(error), error.exit_code
     except Exception as error:
-        traceback.print_exc()
-        report.error, code = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", 1
+        report.error, code = told(error)
     if as_json:
         print_json(report.line())
-    elif not code:
+    elif not code or report.shown_after_error:
         report.show(Console(highlight=False))
     sys.exit(code)
+
+
+def told(error: Exception) -> tuple[str, int]:
+    """Says on stderr what went wrong, with a traceback where it is no error of ours; returns its one line and its exit code."""
+    if isinstance(error, NightlistError):
+        _say(error)
+        return str(error), error.exit_code
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", 1
 
 
 @contextmanager

@@ -5,37 +5,60 @@ keeps the protocol below. All of them speak dense item numbers (0 .. items - 1);
 """
 
 import pkgutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from schemas.lists import Kind
 from schemas.settings import Section
 
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
 NONE = -1
 """Pads `Candidates.items` where a user has fewer candidates than asked for."""
+USER, ITEM, R = "user", "item", "r"
+"""Columns of `Training.pairs`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Training:
     """All that a model may learn from, one row a user in (bucket, user_id) order.
 
     `weights`: users x items, float32, r > 0 (impressions are not in it); `ages`: the same pattern, float32, days from
-    the pair's latest event to the end of the day trained on; `segments`: per column one value (or None) a user.
+    the pair's latest event to the end of the day trained on; `segments`: per column one value (or None) a user;
+    `scratch`: a folder that all Spark workers reach, for what is put aside while training.
+
+    A dataset on disk is jobs.dataset.StoredTraining, which reads them when a model first asks.
     """
 
     weights: csr_matrix
     ages: csr_matrix
     segments: Mapping[str, NDArray[np.object_]]
     seed: int
+    scratch: Path = Path(tempfile.gettempdir())
+
+    @property
+    def items(self) -> int:
+        """How many items there are."""
+        return int(self.weights.shape[1])
+
+    def pairs(self) -> "DataFrame":
+        """One row a pair in the active Spark session: USER and ITEM (numbers, int), R (float, > 0); in no order."""
+        from pyspark.sql import SparkSession
+
+        users, items = rows_of(self.weights).astype(np.int32), self.weights.indices.astype(np.int32)
+        return SparkSession.active().createDataFrame(pa.table({USER: users, ITEM: items, R: self.weights.data}))
 
 
 @dataclass(frozen=True, slots=True)

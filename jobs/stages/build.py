@@ -111,7 +111,7 @@ def _table(found: list[tuple[str, ItemList]], item_ids: pa.StringArray, scored_a
     offsets = pa.array(np.r_[0, np.cumsum(lengths)].astype(np.int32))
     items = np.concatenate([shared.items for _, shared in found] or [np.empty(0, np.int32)])
     scores = np.concatenate([shared.scores for _, shared in found] or [np.empty(0, np.float32)])
-    sources = pa.array(np.repeat([name for name, _ in found], lengths), pa.string())
+    sources = pa.array(np.repeat(np.array([name for name, _ in found], object), lengths), pa.string())
     arrays = (item_ids.take(pa.array(items, pa.int32())), pa.array(scores, pa.float32()), sources)
     lists = [pa.ListArray.from_arrays(offsets, array) for array in arrays]
     return pa.table(
@@ -120,5 +120,5 @@ def _table(found: list[tuple[str, ItemList]], item_ids: pa.StringArray, scored_a
 
 
 def _repeat(value: object, size: int) -> pa.Array:
-    kind = pa.string() if isinstance(value, str) else pa.timestamp("us", "UTC")
+    kind = pa.string() if isinstance(value, str) else LISTS.field("scored_at").type
     return pa.repeat(pa.scalar(value, kind), size)

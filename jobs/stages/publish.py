@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
-from jobs.lists import count_lists, served_lists
+from jobs.lists import BuiltLists
 from jobs.progress import Progress
 from jobs.run import PUBLISHED, ROLLED_BACK, RunFolder
 from jobs.stores import Store
@@ -81,13 +80,13 @@ def publishing(
             store.release(publisher.lease)
 
 
-def publish(publisher: Publisher, run: RunFolder, progress: Progress) -> Release:
-    """Make a built run the live one, from whatever state an earlier try left it in; without effect when it is live.
+def publish(publisher: Publisher, run: RunFolder, lists: BuiltLists, progress: Progress) -> Release:
+    """Make a built run, whose lists these are, the live one, from whatever state an earlier try left it in; without effect when it is live.
 
     Raises Refused for a run that may not be published, NotAsBuilt, StoreUnavailable, StaleFence.
     """
     try:
-        release = _publish(publisher, run.folder / "build", run.run_id, progress)
+        release = _publish(publisher, lists, run.run_id, progress)
         run.write(PUBLISHED, {"sequence": release.sequence, "published_at": release.published_at.isoformat()})
         _prune(publisher)
     except NightlistError as error:
@@ -96,16 +95,16 @@ def publish(publisher: Publisher, run: RunFolder, progress: Progress) -> Release
     return release
 
 
-def _publish(publisher: Publisher, built: Path, run_id: str, progress: Progress) -> Release:
+def _publish(publisher: Publisher, lists: BuiltLists, run_id: str, progress: Progress) -> Release:
     record = publisher.record(run_id)
     _refuse(record, publisher.store.pointer(), run_id)
     state = publisher.reached = record.state if record else None
     if state not in (RunState.LOADED, RunState.VERIFIED, RunState.LIVE):
         publisher.move(run_id, state, RunState.LOADING)
-        _load(publisher, run_id, built, progress)
+        _load(publisher, run_id, lists, progress)
         state = RunState.LOADED
     if state is RunState.LOADED:
-        _verify(publisher, run_id, built)
+        _verify(publisher, run_id, lists)
         state = RunState.VERIFIED
     if state is RunState.VERIFIED:
         publisher.flip(run_id)
@@ -174,22 +173,22 @@ def bad(run_id: str) -> Refused:
     )
 
 
-def _load(publisher: Publisher, run_id: str, built: Path, progress: Progress) -> None:
-    expected, written = count_lists(built), [0]
+def _load(publisher: Publisher, run_id: str, lists: BuiltLists, progress: Progress) -> None:
+    written = [0]
 
     def on_progress(rows: int) -> None:
         written[0] = rows
         publisher.keep_lease()
 
-    with progress.watch("load", expected, lambda: written[0]):
-        rows = publisher.store.load(run_id, served_lists(built), publisher.lease.fence, on_progress)
+    with progress.watch("load", len(lists), lambda: written[0]):
+        rows = publisher.store.load(run_id, lists, publisher.lease.fence, on_progress)
     publisher.move(run_id, RunState.LOADING, RunState.LOADED, rows)
 
 
-def _verify(publisher: Publisher, run_id: str, built: Path) -> None:
+def _verify(publisher: Publisher, run_id: str, lists: BuiltLists) -> None:
     """Read every list back, as the service will, and compare it with what was built."""
-    expected = {(built_list.kind, built_list.key): _fingerprint(built_list) for built_list in served_lists(built)}
-    wrong, foreign = 0, 0
+    expected = {(built.kind, built.key): _fingerprint(built) for built in lists}
+    twice, wrong, foreign = len(lists) - len(expected), 0, 0
     try:
         for number, found in enumerate(publisher.reader.scan(run_id)):
             if number % 10_000 == 0:
@@ -200,11 +199,11 @@ def _verify(publisher: Publisher, run_id: str, built: Path) -> None:
     except RunUnreadable as error:
         publisher.move(run_id, RunState.LOADED, RunState.FAILED)
         raise NotAsBuilt(f"run {run_id} can't be read back: {error}; start the night again to load it anew") from None
-    if expected or wrong or foreign:
+    if expected or wrong or foreign or twice:
         publisher.move(run_id, RunState.LOADED, RunState.FAILED)
         raise NotAsBuilt(
-            f"run {run_id} read back: {len(expected)} lists missing, {foreign} foreign, {wrong} different; last night's lists "
-            f"stay; start the night again to load it anew"
+            f"run {run_id} read back: {len(expected)} lists missing, {foreign} foreign, {wrong} different, {twice} of a key "
+            f"that another one has; last night's lists stay; start the night again to load it anew"
         )
     publisher.move(run_id, RunState.LOADED, RunState.VERIFIED)
 
@@ -248,7 +247,7 @@ def _prune(publisher: Publisher) -> None:
     kept = {record.run_id for record in good[-publisher.settings.keep :]}
     begin = publisher.clock() - timedelta(seconds=publisher.settings.grace_seconds)
     for record in records:
-        if record.run_id not in kept and record.changed_at <= begin and publisher.store.size(record.run_id):
+        if record.run_id not in kept and record.changed_at <= begin:
             publisher.store.drop(record.run_id, publisher.lease.fence)
 
 

@@ -14,15 +14,15 @@ def fit(
     out: Path, dataset: Path, names: Sequence[str], settings: Mapping[str, Section], segments: Sequence[str], seed: int
 ) -> Counts:
     """Train the named models, and those that they build on, each into a folder of its name."""
-    training = Dataset(dataset).training(segments, seed)
+    data = Dataset(dataset)
+    training = data.training(segments, seed, scratch=out)
     clear(out)
     fitted: dict[str, CandidateModel] = {}
     for name in in_order(names, settings):
         fitted[name] = models.module(name).Model.fit(training, settings[name], fitted)
         (out / name).mkdir()
         fitted[name].save(out / name)
-    users, items = training.weights.shape
-    return {"rows": users, "items": items, "pairs": int(training.weights.nnz), "models": list(fitted)}
+    return {**data.size(), "models": list(fitted)}
 
 
 def in_order(names: Sequence[str], settings: Mapping[str, Section]) -> list[str]:

@@ -3,13 +3,25 @@
 The order in which they are called, and what a crash between two of them means, belongs to `jobs/stages/publish.py`.
 """
 
-from collections.abc import Callable, Iterable
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from lookup_api.readers import implementation
 from schemas.lists import ServedList
 from schemas.runs import Lease, Release, RunRecord, RunState
 from schemas.settings import StoreSettings
+
+
+class Lists(Protocol):
+    """The lists of one run, to be loaded: all in a row, or in parts by several processes."""
+
+    def __iter__(self) -> Iterator[ServedList]:
+        """Every list once."""
+
+    def each_part(self, write: Callable[[Iterator[ServedList]], int], progress: Callable[[int], None]) -> int:
+        """`write` (which travels to other processes: a module's function, or a partial) on each part, several at once
+        where there are workers. Returns the sum of what it returned; `progress` is told the sum so far, every now and then.
+        """
 
 
 class Store(Protocol):
@@ -18,6 +30,9 @@ class Store(Protocol):
     A call that takes a `fence` raises StaleFence when a lease with a higher one was ever granted. Every method raises
     StoreUnavailable when the store can't be reached or is full.
     """
+
+    def create(self) -> None:
+        """Make the place that holds it all, as its administrator, and prepare it; idempotent."""
 
     def prepare(self) -> None:
         """Make what the registry needs, where it is missing; idempotent."""
@@ -44,12 +59,12 @@ class Store(Protocol):
         Raises IllegalTransition when the run is not in `old` or the table of transitions forbids the change.
         """
 
-    def load(self, run_id: str, lists: Iterable[ServedList], fence: int, progress: Callable[[int], None]) -> int:
+    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None]) -> int:
         """Write all lists of a LOADING run into its own, new table, and return how many rows were written.
 
         What an earlier, broken load of the run left is dropped first. `progress` is told rows written so far.
         Raises IllegalTransition unless the run is LOADING; ValueError on a (kind, key) given twice and on what is no
-        list (lengths differ, a score is not finite, `scored_at` has no time zone). A load that raises leaves nothing.
+        list (see `schemas.lists.check_list`). A load that raises leaves nothing.
         """
 
     def flip(self, run_id: str, expected_sequence: int, fence: int) -> Release:
@@ -65,8 +80,8 @@ class Store(Protocol):
         Without effect where there is none. Raises IllegalTransition for the run that the pointer names.
         """
 
-    def size(self, run_id: str) -> int:
-        """Bytes that the run's lists take on disk; 0 where there are none."""
+    def size(self, run_id: str) -> int | None:
+        """Bytes that the run's lists take on disk, by the store's own accounts; None where it may not say."""
 
     def close(self) -> None:
         """Give connections back."""
@@ -74,5 +89,5 @@ class Store(Protocol):
 
 def open_store(settings: StoreSettings) -> Store:
     """The writer of the configured store. Opening reaches for nothing; call `prepare` first."""
-    store: Store = import_module(f"jobs.stores.{settings.backend}").open_store(settings)
+    store: Store = implementation("jobs.stores", settings.backend).open_store(settings)
     return store

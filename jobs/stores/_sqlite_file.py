@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import sqlite3
 import struct
@@ -16,7 +15,7 @@ from pathlib import Path
 from lookup_api.readers.sqlite import connect
 from schemas.ddl import statements
 from schemas.errors import Busy, StoreUnavailable
-from schemas.lists import ServedList
+from schemas.lists import ServedList, check_list
 
 Row = tuple[str, str, str, bytes, str, str]
 
@@ -71,26 +70,19 @@ def _insert(file: sqlite3.Connection, path: Path, batch: list[Row]) -> None:
 
 
 def _row(served: ServedList) -> Row:
-    count = len(served.items)
-    if not count == len(served.scores) == len(served.sources):
-        lengths = f"{count} items, {len(served.scores)} scores and {len(served.sources)} sources"
-        raise ValueError(f"the list of {served.kind} {served.key!r} has {lengths}")
-    if not math.isfinite(sum(served.scores)):
-        raise ValueError(f"the list of {served.kind} {served.key!r} has a score that is no number: {served.scores}")
+    check_list(served)
     return (
         served.kind,
         served.key,
         _encode_json(served.items),
-        struct.pack(f"<{count}f", *served.scores),
+        struct.pack(f"<{len(served.scores)}f", *served.scores),
         _encode_json(served.sources),
         text(served.scored_at),
     )
 
 
 def text(time: datetime) -> str:
-    """A time as the store keeps it. Raises ValueError without a time zone."""
-    if time.tzinfo is None:
-        raise ValueError(f"{time.isoformat()} has no time zone; times in the store are UTC")
+    """A time as the store keeps it."""
     return time.astimezone(UTC).isoformat()
 
 

@@ -5,8 +5,10 @@ The service and the night's own verification read through the same code, so that
 
 from collections.abc import Iterator
 from importlib import import_module
+from types import ModuleType
 from typing import Protocol
 
+from schemas.errors import ConfigError
 from schemas.lists import Kind, ServedList
 from schemas.runs import Release, RunRecord
 from schemas.settings import StoreSettings
@@ -39,5 +41,15 @@ class Reader(Protocol):
 
 def open_reader(settings: StoreSettings) -> Reader:
     """The reader of the configured store. Opening reaches for nothing: an absent store shows at the first read."""
-    reader: Reader = import_module(f"lookup_api.readers.{settings.backend}").open_reader(settings)
+    reader: Reader = implementation("lookup_api.readers", settings.backend).open_reader(settings)
     return reader
+
+
+def implementation(package: str, backend: str) -> ModuleType:
+    """The backend's file. Raises ConfigError where its driver, a package and an extra of the same name, is not installed."""
+    try:
+        return import_module(f"{package}.{backend}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != backend:
+            raise
+        raise ConfigError(f"store.backend = {backend!r} needs its driver: pip install 'nightlist[{backend}]'") from None

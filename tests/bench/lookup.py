@@ -44,7 +44,7 @@ def publish(config: Path) -> None:
     store = open_store(load_service_settings(config)[0])
     store.prepare()
     fence = store.acquire("bench", 60).fence
-    run_id, now = "20261120_00000000", datetime.now(UTC)
+    run_id, now = "20261120_00000000", datetime.now(UTC).replace(microsecond=0)
     items, sources = tuple(f"v{number:06d}" for number in range(ITEMS)), ("als",) * ITEMS
     lists = (ServedList("user", f"u{user}", items, (0.5,) * ITEMS, sources, now) for user in range(USERS))
     store.set_state(run_id, None, RunState.LOADING, fence)

@@ -8,7 +8,8 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from jobs.models import Users
-from jobs.models.als import BLOCK, Model, Settings
+from jobs.models._factors import BLOCK
+from jobs.models.als import Model, Settings
 from tests.bench import interleaved, summary
 
 USERS, ITEMS, FACTORS, SEEN, N = 2_000, 20_000, 64, 50, 100

@@ -1,0 +1,241 @@
+"""Apache Cassandra, written: one registry in one partition, changed by lightweight transactions; one table of lists a run.
+
+A change of the registry reads all of it, decides, and writes under the condition that nobody changed it meanwhile; who
+was too slow reads and decides again. Lists are written by Spark's workers: the same row twice is the same row, and a row
+of a publisher that lost its lease loses against its successor's.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
+from string import Template
+from typing import Any
+from uuid import UUID, uuid4
+
+from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, Unavailable, WriteFailure, WriteTimeout
+from cassandra.cluster import NoHostAvailable, Session
+from cassandra.concurrent import execute_concurrent_with_args
+from cassandra.protocol import OverloadedErrorMessage
+
+from jobs.stores import Lists
+from jobs.stores._registry import Change, Registry, RegistryStore, utc_now
+from lookup_api.readers._cassandra import SERIAL, Connection, is_absent, telling
+from lookup_api.readers.cassandra import lists_table, utc
+from schemas.ddl import statements
+from schemas.errors import Busy, NightlistError
+from schemas.lists import ServedList, check_list
+from schemas.runs import Lease, Release, RunRecord, RunState, table_of
+from schemas.settings import CassandraSettings, StoreSettings
+
+DDL = "cassandra.cql"
+DDL_SECONDS = 60.0
+"""For some 20 s after a node died, the others wait for it before they agree on a schema."""
+ATTEMPTS = 20
+"""Changes of the registry that may come in between before one gives up."""
+BATCH = 2_000
+PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds between tries to write what a busy cluster did not take."""
+EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+MAY_HAVE_HAPPENED = (OperationTimedOut, WriteTimeout, WriteFailure, NoHostAvailable)
+BUSY = (OperationTimedOut, WriteTimeout, Unavailable, OverloadedErrorMessage)
+
+STATICS = "version, change, owner, fence, expires_at, live, previous, sequence, published_at"
+COLUMNS = "run_id, state, rows, created_at, changed_at"
+
+
+def open_store(settings: StoreSettings, clock: Callable[[], datetime] = utc_now) -> "CassandraStore":
+    """The writer of the keyspace `settings.cassandra.keyspace`."""
+    return CassandraStore(settings.cassandra, clock)
+
+
+class CassandraStore(RegistryStore):
+    """See `jobs.stores.Store`. One connection, made at the first call, serves several threads."""
+
+    def __init__(self, settings: CassandraSettings, clock: Callable[[], datetime] = utc_now) -> None:
+        super().__init__(clock)
+        self.settings = settings
+        self._connection = Connection(settings)
+        self._registry = f"{settings.keyspace}.registry"
+
+    def create(self) -> None:
+        """Make the keyspace and the registry. Raises StoreUnavailable."""
+        self._ddl("keyspace")
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the registry in a keyspace that is there. Raises StoreUnavailable."""
+        self._ddl("registry")
+
+    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None]) -> int:
+        """Make the run's table and fill it. Raises IllegalTransition, StaleFence, StoreUnavailable; ValueError on a key
+        given twice and on a list that is none."""
+        table = lists_table(self.settings, run_id)
+        self._read().check_loading(run_id, fence)
+        self._ddl("drop", table)
+        self._ddl("lists", table)
+        try:
+            written = lists.each_part(partial(write_part, self.settings, table, fence), progress)
+            self._read().check_loading(run_id, fence)
+        except BaseException:
+            with suppress(NightlistError):
+                self._read().check_loading(run_id, fence)  # a successor's table is not ours to drop
+                self._ddl("drop", table)
+            raise
+        return written
+
+    def drop(self, run_id: str, fence: int) -> None:
+        """Drop the run's table, then its row unless it is BAD. Raises IllegalTransition for the live run."""
+        self._read().dropped(run_id, fence)
+        # Before its row: a crash between the two leaves a run that readers refuse, and no table that nobody knows.
+        self._ddl("drop", lists_table(self.settings, run_id))
+        self._change(lambda registry, now: registry.dropped(run_id, fence))
+
+    def size(self, run_id: str) -> int | None:
+        """Bytes of the run's table on all nodes that are up, to a MiB a node: what they have not flushed counts nothing."""
+        query = "SELECT mebibytes FROM system_views.disk_usage WHERE keyspace_name = %s AND table_name = %s"
+        with telling(self.settings):
+            session = self._connection.session()
+            try:
+                found = [
+                    session.execute(query, (self.settings.keyspace, table_of(run_id)), host=host).one()
+                    for host in session.cluster.metadata.all_hosts()
+                    if host.is_up
+                ]
+            except Unauthorized:
+                return None
+        return sum(row[0] for row in found if row) * 2**20
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._connection.close()
+
+    def _read(self) -> Registry:
+        with telling(self.settings):
+            try:
+                return self._versioned()[0]
+            except InvalidRequest as error:
+                if not is_absent(error, "table registry"):
+                    raise
+                return Registry()
+
+    def _change(self, change: Change) -> Registry:
+        with telling(self.settings):
+            for _ in range(ATTEMPTS):
+                before, version, _newest = self._versioned()
+                after = change(before, self._now())
+                if after == before or self._swap(before, after, version):
+                    return after
+        raise Busy(f"{ATTEMPTS} others changed {self._registry} at the same time; run the same command again")
+
+    def _versioned(self) -> tuple[Registry, int | None, UUID | None]:
+        """The registry, its version and its newest change, after every transaction that was begun."""
+        query = f"SELECT {STATICS}, {COLUMNS} FROM {self._registry} WHERE name = 'nightlist'"
+        rows = self._connection.execute(query, profile=SERIAL).all()
+        if not rows:
+            return Registry(), None, None
+        version, newest, owner, fence, expires_at, live, previous, sequence, published_at = rows[0][:9]
+        lease = None if fence is None else Lease(owner, fence, utc(expires_at))
+        release = Release(live, previous, sequence, utc(published_at)) if live else None
+        return Registry(lease, release, {row[9]: _record(*row[9:]) for row in rows if row[9]}), version, newest
+
+    def _swap(self, before: Registry, after: Registry, version: int | None) -> bool:
+        """Whether `after` took the place of `before`, which is version `version` (None: nothing is there yet)."""
+        mine = uuid4()
+        parts = [self._statics(after, version, mine), *self._rows(before, after)]
+        batch = "BEGIN BATCH\n" + ";\n".join(cql for cql, _ in parts) + ";\nAPPLY BATCH"
+        try:
+            applied = self._connection.execute(batch, [value for _, values in parts for value in values]).one()[0]
+        except MAY_HAVE_HAPPENED:
+            applied = False
+        # The driver, too, may have sent it twice: the second time it looks as if another one had been faster.
+        return applied or self._versioned()[2] == mine
+
+    def _statics(self, after: Registry, version: int | None, mine: UUID) -> tuple[str, list[Any]]:
+        lease, release = after.lease, after.release
+        values = [(version or 0) + 1, mine]
+        values += [lease.owner, lease.fence, lease.expires_at] if lease else [None] * 3
+        values += [release.run_id, release.previous, release.sequence, release.published_at] if release else [None] * 4
+        assignments = ", ".join(f"{name} = %s" for name in STATICS.split(", "))
+        return f"UPDATE {self._registry} SET {assignments} WHERE name = 'nightlist' IF version = %s", [*values, version]
+
+    def _rows(self, before: Registry, after: Registry) -> Iterator[tuple[str, list[Any]]]:
+        insert = f"INSERT INTO {self._registry} (name, {COLUMNS}) VALUES ('nightlist', %s, %s, %s, %s, %s)"
+        for run in after.changed(before):
+            yield insert, [run.run_id, run.state.value, run.rows, run.created_at, run.changed_at]
+        for run_id in after.gone(before):
+            yield f"DELETE FROM {self._registry} WHERE name = 'nightlist' AND run_id = %s", [run_id]
+
+    def _ddl(self, part: str, table: str = "") -> None:
+        """One part of the DDL file; it says IF (NOT) EXISTS, so that it can be tried until the nodes agree."""
+        names = {**self.settings.model_dump(include={"keyspace", "local_dc", "replication_factor"}), "table": table}
+        cql = Template(statements(DDL, part)).substitute(names)
+        deadline = time.monotonic() + DDL_SECONDS
+        with telling(self.settings):
+            while True:
+                try:
+                    self._connection.execute(cql)
+                    return
+                except OperationTimedOut:
+                    if time.monotonic() > deadline:
+                        raise
+
+
+def write_part(settings: CassandraSettings, table: str, fence: int, lists: Iterator[ServedList]) -> int:
+    """Write lists to the table, over a connection of this process's own; returns how many.
+
+    Raises StoreUnavailable; ValueError on a key given twice and on a list that is none.
+    """
+    connection = Connection(settings)
+    written = _Keys()
+    try:
+        with telling(settings):
+            session, insert = connection.session(), connection.prepared(_insert(table))
+            while rows := [_row(written.new(served), fence) for served in islice(lists, BATCH)]:
+                _write(session, insert, rows, settings.in_flight)
+    finally:
+        connection.close()
+    return len(written)
+
+
+class _Keys(set[tuple[str, str]]):
+    """The keys written so far: Cassandra would take the second list of a user for a newer one."""
+
+    def new(self, served: ServedList) -> ServedList:
+        key = (served.kind, served.key)
+        if key in self:
+            raise ValueError(f"the list of {served.kind} {served.key!r} can't be loaded: it is given twice")
+        self.add(key)
+        return served
+
+
+def _insert(table: str) -> str:
+    return f"INSERT INTO {table} (kind, key, items, scores, sources, scored_at) VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
+
+
+def _row(served: ServedList, fence: int) -> tuple[Any, ...]:
+    """Written as of its own time: the same in every try, later where a later lease writes it, and before any erasure."""
+    check_list(served)
+    micros = (served.scored_at - EPOCH) // timedelta(microseconds=1) + fence
+    return served.kind, served.key, served.items, served.scores, served.sources, served.scored_at, micros
+
+
+def _write(session: Session, insert: Any, rows: Iterable[tuple[Any, ...]], in_flight: int) -> None:
+    """All rows, or the driver's error; what a busy cluster does not take is tried again."""
+    for pause in (*PAUSES, None):
+        results = execute_concurrent_with_args(session, insert, rows, in_flight, raise_on_first_error=False)
+        failed = [(row, error) for row, (done, error) in zip(rows, results, strict=True) if not done]
+        fatal = [error for _, error in failed if pause is None or not isinstance(error, BUSY)]
+        if fatal:
+            raise fatal[0]
+        if not failed:
+            return
+        time.sleep(pause or 0)
+        rows = [row for row, _ in failed]
+
+
+def _record(run_id: str, state: str, rows: int | None, created_at: datetime, changed_at: datetime) -> RunRecord:
+    return RunRecord(run_id, RunState(state), rows, utc(created_at), utc(changed_at))
