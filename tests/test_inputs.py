@@ -347,6 +347,13 @@ def test_a_rule_may_use_columns_that_nightlist_does_not_know(spark: SparkSession
 # Sources that are no files
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_log_here(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The embedded database writes a log into the working folder, unless it is told where to."""
+    log = tmp_path_factory.mktemp("derby") / "derby.log"
+    spark._jvm.System.setProperty("derby.stream.error.file", str(log))
+
+
 def test_a_night_from_a_database_is_the_night_from_a_file(spark: SparkSession, tmp_path: Path) -> None:
     """Events that Spark reads by JDBC, from a table of an embedded database, make equal lists."""
     from_file = place(tmp_path / "file", checkerboard())
