@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import requests
+from flask.testing import FlaskClient
 
 from jobs.cli import main
+from lookup_api import create_app
 from lookup_api.readers import open_reader
+from lookup_api.service import EXTENSION
 from schemas.lists import ServedList
 from tests.nights import Place, read_json_line
 
@@ -72,6 +75,16 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+@contextmanager
+def asking(config: Path) -> Iterator[FlaskClient]:
+    """A client of the lookup API in this process, which leaves no thread behind."""
+    app = create_app(config)
+    try:
+        yield app.test_client()
+    finally:
+        app.extensions[EXTENSION].close()
 
 
 @contextmanager

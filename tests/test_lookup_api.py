@@ -791,22 +791,24 @@ def test_answers_never_mix_runs(world: World) -> None:
 def test_livez_asks_nothing_of_the_store(world: World) -> None:
     """A process over a store that can't be used is alive, and begins nothing."""
     world.path.write_text("no folder")
-    api = Api(world.app())
+    api, before = Api(world.app()), set(threading.enumerate())
 
     assert api.ok("/livez") == {"status": "alive"}
-    assert "pointer" not in {thread.name for thread in threading.enumerate()}
+    assert set(threading.enumerate()) <= before
     api.problem("/readyz", 503)
 
 
 def test_a_process_that_ends_is_not_ready(world: World, api: Api) -> None:
     """It takes no new traffic, its thread ends and its files are closed; being told twice does no harm."""
+    before = set(threading.enumerate())
     assert api.ok("/readyz") == {"status": "ready"}
+    assert {thread.name for thread in set(threading.enumerate()) - before} == {"pointer"}
     api.service.close()
     api.service.close()
 
     assert api.problem("/readyz", 503)["type"] == "urn:nightlist:problem:not-ready"
     assert api.ok("/livez")
-    assert "pointer" not in {thread.name for thread in threading.enumerate()}
+    assert set(threading.enumerate()) <= before
 
 
 def test_every_metric_moves(world: World, api: Api) -> None:

@@ -8,8 +8,8 @@ import pytest
 from jobs.lists import BuiltLists
 from jobs.models import names
 from jobs.run import ROLLED_BACK
-from lookup_api import create_app
 from schemas.errors import Refused
+from tests.commands import asking
 from tests.nights import DAY, Place, at, checkerboard, event, place, write_table
 
 YESTERDAY = DAY - timedelta(days=1)
@@ -73,7 +73,6 @@ def test_the_published_lists_know_the_day_itself(nights):
 
 def test_what_was_built_is_what_is_served(nights):
     """Every list of the live run, read through the API, is the Parquet's that the gate read and the loader loaded."""
-    client = create_app(nights.config).test_client()
     routes = {
         "user": ("/v1/recommendations", "user_id", "personal"),
         "similar": ("/v1/similar", "item_id", "similar"),
@@ -81,14 +80,15 @@ def test_what_was_built_is_what_is_served(nights):
     }
     built = list(BuiltLists(nights.report.run.folder / "build"))
 
-    for row in built:
-        path, parameter, source = routes[row.kind]
-        answer = client.get(path, query_string={parameter: row.key, "n": 1_000}).get_json()
-        assert answer["run_id"] == nights.report.run.run_id
-        assert answer["source"] == source
-        assert [(item["item_id"], item["score"], "+".join(item["sources"])) for item in answer["items"]] == list(
-            zip(row.items, row.scores, row.sources, strict=True)
-        )
+    with asking(nights.config) as client:
+        for row in built:
+            path, parameter, source = routes[row.kind]
+            answer = client.get(path, query_string={parameter: row.key, "n": 1_000}).get_json()
+            assert answer["run_id"] == nights.report.run.run_id
+            assert answer["source"] == source
+            assert [(item["item_id"], item["score"], "+".join(item["sources"])) for item in answer["items"]] == list(
+                zip(row.items, row.scores, row.sources, strict=True)
+            )
     assert {row.kind for row in built} == set(routes)
 
 

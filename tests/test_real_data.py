@@ -18,9 +18,8 @@ from jobs.commands.evaluate import choose, measure
 from jobs.config import load_settings
 from jobs.progress import Progress
 from jobs.run import RunFolder
-from lookup_api import create_app
 from tests.cassandra import Node
-from tests.commands import nightlist, serving
+from tests.commands import asking, nightlist, serving
 from tests.nights import Place, built
 
 RETAIL_DAY, MOVIES_DAY = date(2011, 12, 9), date(2013, 9, 1)
@@ -223,10 +222,10 @@ def test_users_with_one_event_and_unseen_users_get_a_labelled_answer(movie_night
     """One event is enough for a personal list; an unseen user gets the popular list, and the answer says so."""
     counts = movies(shared_data).group_by("user_id").aggregate([("item_id", "count_distinct")]).to_pylist()
     once = sorted(row["user_id"] for row in counts if row["item_id_count_distinct"] == 1)
-    client = create_app(movie_night.config).test_client()
 
-    answers = [client.get(f"/v1/users/{user}/recommendations").get_json() for user in once[:200]]
-    unseen = client.get("/v1/users/nobody-we-know/recommendations").get_json()
+    with asking(movie_night.config) as client:
+        answers = [client.get(f"/v1/users/{user}/recommendations").get_json() for user in once[:200]]
+        unseen = client.get("/v1/users/nobody-we-know/recommendations").get_json()
 
     assert len(once) > 5_000
     assert {(answer["source"], len(answer["items"])) for answer in answers} == {("personal", 20)}
