@@ -52,7 +52,8 @@ def session(settings: SparkSettings) -> "SparkSession":
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     _let_workers_import_the_project()
-    SparkContext._ensure_initialized()  # without a JVM, SparkConf knows nothing of what spark-submit was given
+    # Without a JVM, SparkConf knows nothing of what spark-submit was given.
+    SparkContext._ensure_initialized(conf=SparkConf(loadDefaults=False).setAll(_at_start(settings)))
     given = SparkConf()
     if not given.get("spark.master") and settings.master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # nothing of a local night listens to the network
@@ -65,6 +66,12 @@ def session(settings: SparkSettings) -> "SparkSession":
         os.environ.setdefault(variable, "1")
         builder = builder.config(f"spark.executorEnv.{variable}", "1")
     return builder.getOrCreate()
+
+
+def _at_start(settings: SparkSettings) -> list[tuple[str, str]]:
+    """What a JVM takes only while it starts. Nothing else: everybody on the machine may read its command line."""
+    conf = {"spark.driver.memory": CONF["spark.driver.memory"], **settings.conf}
+    return [(key, value) for key, value in conf.items() if key.startswith(("spark.driver.", "spark.jars"))]
 
 
 def _let_workers_import_the_project() -> None:

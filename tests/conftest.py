@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 
 from jobs.config import SparkSettings
 from jobs.spark import session
+from tests import jvm
 from tests.cassandra import Node, prefetch
 from tests.nights import SHORT_LIVED
 
@@ -30,6 +31,8 @@ SLOWEST = ("real_data", "crashes", "backfill", "cluster", "cassandra", "stores",
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}.py": place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    if any("spark" in getattr(item, "fixturenames", ()) for item in items):
+        jvm.prepare()
     if any("cassandra" in getattr(item, "fixturenames", ()) for item in items):
         prefetch()
 

@@ -20,14 +20,15 @@ from jobs.run import RunFolder
 from lookup_api.readers import open_reader
 from schemas.errors import NightlistError
 from schemas.lists import Kind, ServedList
+from tests.jvm import QUICK_START
 
 DAY = date(2026, 11, 20)
 SHORT_LIVED = {
     "spark.driver.memory": "2g",
     "spark.sql.shuffle.partitions": "4",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.driver.extraJavaOptions": QUICK_START,
 }
-"""Spark for jobs of seconds: what the second compiler would gain, it does not live to see."""
+"""Spark for jobs of seconds."""
 EVENT_COLUMNS = {
     "user_id": pa.string(),
     "item_id": pa.string(),

@@ -2,7 +2,11 @@
 
 import zipfile
 
+import pytest
+
+from jobs.config import SparkSettings
 from jobs.run import RunFolder
+from jobs.spark import _at_start
 from tests.nights import DAY, checkerboard, place, read_json_line
 from tests.spark_submit import ROOT, run, submit
 
@@ -45,6 +49,18 @@ def test_spark_submit_does_the_same_as_the_command(archive, stranger, tmp_path, 
     assert (line["run_id"], line["state"]) == (expected.run.run_id, "LIVE")
     run_folder = RunFolder(submitted.settings().paths.runs / line["run_id"], "", expected.run.progress)
     assert run_folder.counts("build")["lists_checksum"] == expected.run.counts("build")["lists_checksum"]
+
+
+def test_spark_starts_with_the_memory_that_the_configuration_names(spark):
+    """It can't be changed later; without it, the JVM has 1 GB."""
+    assert spark._jvm.Runtime.getRuntime().maxMemory() == pytest.approx(2 * 2**30, rel=0.1)
+
+
+def test_secrets_are_not_on_the_command_line():
+    """Packages are, which a running JVM does not load any more."""
+    conf = {"spark.hadoop.fs.s3a.secret.key": "swordfish", "spark.jars.packages": "a:b:1"}
+
+    assert _at_start(SparkSettings(conf=conf)) == [("spark.driver.memory", "4g"), ("spark.jars.packages", "a:b:1")]
 
 
 def test_spark_submit_ends_with_the_documented_exit_code(archive, stranger, tmp_path):
