@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint wheel clean
+.PHONY: install demo test soak lint wheel clean
 
 install: .venv/installed
 
@@ -19,6 +19,10 @@ demo: install
 # Two processes by file: half of a test's time is one Spark or another getting up.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Half an hour of random faults on three Cassandra nodes; ARGS="--minutes 5 --seed 7" makes it another one.
+soak: install
+	$(BIN)/python -m tests.soak $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

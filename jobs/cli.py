@@ -24,6 +24,7 @@ COMMANDS = {
     "rollback": ("jobs.commands.rollback", "Serve an earlier run again, and mark the live one BAD."),
     "evaluate": ("jobs.commands.evaluate", "Measure models on a train and a test file."),
     "serve": ("jobs.commands.serve", "Start the lookup API."),
+    "keys": ("jobs.commands.keys", "Make, show and revoke API keys of the lookup API."),
     "doctor": ("jobs.commands.doctor", "Check Python, Java, Spark, the store and permissions."),
 }
 """Subcommand: (module, one line of help). The module holds a click command of the subcommand's name."""

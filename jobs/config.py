@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Sequence
 from datetime import date
@@ -14,11 +13,19 @@ from pydantic import Field, create_model
 
 from jobs import models
 from schemas.errors import ConfigError
-from schemas.settings import Layered, Section, ServeSettings, StoreSettings, layered, load_toml, resolve_store
+from schemas.settings import (
+    SECRET,
+    AuthSettings,
+    Layered,
+    Section,
+    ServeSettings,
+    StoreSettings,
+    layered,
+    load_toml,
+    resolve_store,
+)
 
 FILE_FORMATS = ("", "avro", "csv", "delta", "json", "orc", "parquet", "text", "xml")
-SECRET = re.compile(r"password|secret|token|credential", re.IGNORECASE)
-"""Options of a reader that say who reads, not what."""
 
 
 class InputSettings(Section):
@@ -206,6 +213,7 @@ class RootSettings(Layered):
     gate: GateSettings = GateSettings()
     store: StoreSettings = StoreSettings()
     serve: ServeSettings = ServeSettings()
+    auth: AuthSettings = AuthSettings()
     spark: SparkSettings = SparkSettings()
 
 
@@ -240,8 +248,9 @@ def check_models(settings: RootSettings) -> None:
 
 
 def digest_of(settings: RootSettings) -> str:
-    """SHA-256 of every setting that can change a list: all but [store], [serve], [spark], paths and gate levels."""
-    values = settings.model_dump(mode="json", exclude={"store", "serve", "spark", "paths", "gate"})
+    """SHA-256 of every setting that can change a list: all but [store], [serve], [auth], [spark], paths and gate levels."""
+    values = settings.model_dump(mode="json", exclude={"store", "serve", "auth", "spark", "paths", "gate"})
+    # Those that hold secrets say who reads, not what.
     options = {key: value for key, value in settings.input.options.items() if not SECRET.search(key)}
     values["input"] = {"format": settings.input.format, "options": options}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -255,6 +264,8 @@ def sections(settings: RootSettings) -> dict[str, Section]:
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set `a.b=value` in nested dicts; the value is TOML where it parses as TOML, else text."""
     key, equals, text = override.partition("=")
+    if SECRET.search(key) and not key.strip().endswith("_file"):
+        raise ConfigError(f"--set {key}=...: others see a command line; give it by the environment or in a file")
     *sections, last = key.strip().split(".")
     if not equals or not sections or not last:
         raise ConfigError(f"--set {override!r}: expected section.key=value, e.g. als.factors=128")

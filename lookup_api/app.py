@@ -5,17 +5,40 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from flask import Flask, Response, current_app, g, request
 
-from lookup_api import problems, routes
+from lookup_api import access, problems, routes
+from lookup_api.auth import Guard, GuardedRule, review
+from lookup_api.batch import MAX_BATCH_BODY
 from lookup_api.problems import ProblemError
 from lookup_api.readers import Reader, open_reader
 from lookup_api.service import EXTENSION, Service, utc_now
-from schemas.settings import CONFIG_FILE, CONFIG_VARIABLE, load_service_settings
+from schemas.settings import CONFIG_FILE, CONFIG_VARIABLE, load_auth_settings, load_service_settings
 
 MAX_BODY = 16 * 1024
-USER_RULES = frozenset({"/v1/users/<id:user_id>/recommendations", "/v1/recommendations"})
+BATCH = "/v1/recommendations:batch"
+USER_RULES = frozenset({"/v1/users/<id:user_id>/recommendations", "/v1/recommendations", BATCH})
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class LookupApp(Flask):
+    """Flask, whose rules say `policy=`, and whose functions are none of them async: nothing is asked of each of them at
+    each request."""
+
+    url_rule_class = GuardedRule
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
+
+    def log_exception(self, exc_info: Any) -> None:
+        """As Flask does, but with the rule for the path: no id goes into a log."""
+        problems.log_fault(exc_info[1])
 
 
 def create_app(
@@ -26,14 +49,19 @@ def create_app(
     `reader` takes the place of the configured store's, and is closed with the application; `clock` tells the UTC time
     that ages are counted to.
     """
-    store, serve = load_service_settings(Path(config or os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE))
-    app = Flask("lookup_api", static_folder=None)
+    path = Path(config or os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
+    store, serve = load_service_settings(path)
+    app = LookupApp("lookup_api", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BATCH_BODY  # nothing reads more, whatever length was announced
     app.url_map.merge_slashes = False  # a redirect would change the id that was asked for
-    app.extensions[EXTENSION] = Service(lambda: reader or open_reader(store), serve, clock or utc_now)
+    app.extensions[EXTENSION] = Service(lambda: reader or open_reader(store, serve), serve, clock or utc_now)
     app.before_request(_begin)
+    app.before_request(Guard(load_auth_settings(path), serve.refresh_seconds).admit)
     app.before_request(_check)
     app.after_request(_finish)
+    app.after_request(review)  # the last one comes first
+    app.teardown_request(_end)
     problems.init(app)
     routes.init(app)
     return app
@@ -41,12 +69,20 @@ def create_app(
 
 def _begin() -> None:
     g.started = time.perf_counter()
+    g.request_id = access.request_id()
+    if request.path.startswith("/v1/"):
+        g.under_way = _service().metrics.under_way
+        g.under_way.inc()
 
 
 def _check() -> None:
-    """Refuse what no route may see. A body is never read: what is not read can't make a request hang."""
-    if (request.content_length or 0) > MAX_BODY:
-        raise ProblemError("body-too-large", f"the body has {request.content_length} bytes; requests here need none")
+    """Refuse what no route may see. No body is read but a batch's: what is not read can't make a request hang."""
+    is_batch = request.url_rule is not None and request.url_rule.rule == BATCH
+    most, needed = (
+        (MAX_BATCH_BODY, f"at most {MAX_BATCH_BODY} are allowed") if is_batch else (MAX_BODY, "requests here need none")
+    )
+    if (request.content_length or 0) > most:
+        raise ProblemError("body-too-large", f"the body has {request.content_length} bytes; {needed}")
     try:
         request.environ["PATH_INFO"].encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -55,8 +91,25 @@ def _check() -> None:
 
 def _finish(response: Response) -> Response:
     rule = request.url_rule.rule if request.url_rule else "unmatched"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "private, no-store" if rule in USER_RULES else "no-store"
-    service: Service = current_app.extensions[EXTENSION]
-    service.metrics.observe(rule, request.method, response.status_code, time.perf_counter() - g.started)
+    response.headers.update(HEADERS)
+    response.headers.setdefault("Cache-Control", "private, no-store" if rule in USER_RULES else "no-store")
+    response.headers[access.HEADER] = g.request_id
+    service, seconds = _service(), time.perf_counter() - g.started
+    if service.draining:
+        service.metrics.draining(True)
+        response.headers["Connection"] = "close"
+    service.metrics.observe(rule, request.method, response.status_code, seconds)
+    if "problem" in g:
+        service.metrics.problem(g.problem)
+    service.access_log.answered(rule, response, seconds)
     return response
+
+
+def _end(error: BaseException | None) -> None:
+    if "under_way" in g:
+        g.under_way.dec()
+
+
+def _service() -> Service:
+    service: Service = current_app.extensions[EXTENSION]
+    return service

@@ -1,40 +1,70 @@
-"""What the service counts, for Prometheus. Labels are rules, methods and classes of status: never an id."""
+"""What the service counts, for Prometheus. Labels are rules, methods, classes of status and names: never an id.
+
+Under a server with a shared folder (see `lookup_api.runtime`) a scrape of any worker tells the sum over all of them, dead
+ones included; elsewhere each application counts for itself.
+"""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from lookup_api.pointer import Follower
+from lookup_api.runtime import VARIABLE, forget_the_dead
 
+SHARED = Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
+"""The folder in which processes count together; prometheus_client decides at the same moment whether they do."""
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+GAUGES = {
+    "nightlist_pointer_sequence": ("livemin", "Sequence of the release served; of several workers, the one behind."),
+    "nightlist_release_published_timestamp_seconds": ("livemin", "When the release served was published."),
+    "nightlist_refresh_timestamp_seconds": (
+        "livemin",
+        "When the pointer was last read, by the worker longest without.",
+    ),
+    "nightlist_stale": ("livemax", "1 while answers of any worker say stale."),
+    "nightlist_draining": ("livemax", "1 while the server is about to end."),
+}
+"""How each is put together from the workers that live, and what it means. None is told before it is known."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the package has no types here; a second series for each one
+
+
+def known(method: str) -> str:
+    """The method, or `other`: a client may send any word."""
+    return method if method in METHODS else "other"
 
 
 class Metrics:
     """The counters of one application, in a registry of its own, so that several live in one process."""
 
-    def __init__(
-        self, follower: Callable[[], Follower | None], clock: Callable[[], datetime], per_process: bool
-    ) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._exposed: Collector = _PerProcess(self._registry) if per_process else self._registry
+        self._gauges: dict[str, Gauge] = {}
         labels = ("endpoint", "method", "status")
-        self._requests = Counter("nightlist_requests", "Requests answered.", labels, registry=self._registry)
+        self._requests = self._counter("nightlist_requests", "Requests answered.", *labels)
         self._seconds = Histogram(
             "nightlist_request_seconds", "Time to answer.", ("endpoint",), buckets=BUCKETS, registry=self._registry
         )
-        self._answers = Counter("nightlist_answers", "Lists answered.", ("source",), registry=self._registry)
-        self._empty = Counter("nightlist_empty_lists", "Lists without an item.", ("source",), registry=self._registry)
-        self._registry.register(_Pointer(follower, clock))
+        self._answers = self._counter("nightlist_answers", "Lists answered.", "source")
+        self._empty = self._counter("nightlist_empty_lists", "Lists without an item.", "source")
+        self._problems = self._counter("nightlist_problems", "Answers that are a problem.", "problem")
+        self._failures = self._counter("nightlist_refresh_failures", "Pointer reads that failed.")
+        self._reader = self._counter("nightlist_reader_events", "What readers did beside one read a list.", "event")
+        self.under_way = Gauge(
+            "nightlist_requests_under_way",
+            "Requests to /v1 that are being answered.",
+            multiprocess_mode="livesum",
+            registry=self._registry,
+        )
 
     def observe(self, endpoint: str, method: str, status: int, seconds: float) -> None:
         """Count one request; `endpoint` is the rule that it matched."""
-        known = method if method in METHODS else "other"
-        self._requests.labels(endpoint, known, f"{status // 100}xx").inc()
+        self._requests.labels(endpoint, known(method), f"{status // 100}xx").inc()
         self._seconds.labels(endpoint).observe(seconds)
 
     def answered(self, source: str, items: int) -> None:
@@ -43,44 +73,58 @@ class Metrics:
         if not items:
             self._empty.labels(source).inc()
 
+    def problem(self, name: str) -> None:
+        """Count one answer that is the problem `name`."""
+        self._problems.labels(name).inc()
+
+    def draining(self, draining: bool) -> None:
+        """Say whether the server is about to end."""
+        self._set("nightlist_draining", draining)
+
+    def watch(self, clock: Callable[[], datetime], draining: Callable[[], bool]) -> Callable[[Follower], None]:
+        """What a follower is to call after each refresh, in its own thread: no request and no scrape waits for it."""
+        told: dict[str, int] = {}
+
+        def risen(name: str, total: int) -> int:
+            before, told[name] = told.get(name, 0), total
+            return total - before
+
+        def after_refresh(follower: Follower) -> None:
+            failed = risen("failures", follower.failures)
+            self._failures.inc(failed)
+            for event, total in events_of(follower.reader).items():
+                self._reader.labels(event).inc(risen(f"reader {event}", total))
+            if not failed:
+                self._set("nightlist_refresh_timestamp_seconds", clock().timestamp())
+            self._set("nightlist_stale", follower.stale)
+            self.draining(draining())
+            if (release := follower.current) is not None:
+                self._set("nightlist_pointer_sequence", release.sequence)
+                self._set("nightlist_release_published_timestamp_seconds", release.published_at.timestamp())
+
+        return after_refresh
+
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
-        return generate_latest(self._exposed)
+        if SHARED is None:
+            return generate_latest(self._registry)
+        forget_the_dead(SHARED)
+        together = CollectorRegistry()
+        MultiProcessCollector(together, str(SHARED))  # type: ignore[no-untyped-call]  # the package has no types here
+        return generate_latest(together)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(name, help, labels, registry=self._registry)
+
+    def _set(self, name: str, value: float) -> None:
+        # Made when there is something to tell: from its making a gauge says 0, and the age of a release of 1970 alarms.
+        if name not in self._gauges:
+            mode, help = GAUGES[name]
+            self._gauges[name] = Gauge(name, help, multiprocess_mode=mode, registry=self._registry)  # type: ignore[arg-type]  # its literals
+        self._gauges[name].set(value)
 
 
-class _Pointer(Collector):
-    """What the pointer says at the time of the scrape; nothing is said of a run before one is known."""
-
-    def __init__(self, follower: Callable[[], Follower | None], clock: Callable[[], datetime]) -> None:
-        self._follower = follower
-        self._clock = clock
-
-    def collect(self) -> Iterator[Metric]:
-        follower = self._follower()
-        failures = follower.failures if follower else 0
-        yield CounterMetricFamily("nightlist_refresh_failures", "Pointer reads that failed.", value=failures)
-        if follower is None or (release := follower.current) is None:
-            return
-        age = (self._clock() - release.published_at).total_seconds()
-        yield GaugeMetricFamily("nightlist_pointer_sequence", "Sequence of the release served.", value=release.sequence)
-        yield GaugeMetricFamily("nightlist_lists_age_seconds", "Time since the lists were published.", value=age)
-        yield GaugeMetricFamily("nightlist_stale", "1 while answers say stale.", value=int(follower.stale))
-
-    def describe(self) -> list[Metric]:
-        return []  # registering asks for names; asking `collect` for them would touch the store
-
-
-class _PerProcess(Collector):
-    """A registry with the process in every label: a scrape hits any one worker, and its counters are its own.
-
-    Without it, Prometheus would take the jumps between workers for restarts.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        pid = str(os.getpid())
-        for metric in self._registry.collect():
-            metric.samples = [sample._replace(labels={**sample.labels, "pid": pid}) for sample in metric.samples]
-            yield metric
+def events_of(reader: object) -> Mapping[str, int]:
+    """What a reader counts of itself, by event, where it counts; each figure only rises."""
+    counted: Mapping[str, int] = getattr(reader, "events", {})
+    return counted

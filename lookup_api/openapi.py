@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from lookup_api.answers import VARY
+from lookup_api.auth import ANY_LISTS, METRICS, OWN_LISTS, PUBLIC, Policy
+from lookup_api.batch import MAX_USERS
 from lookup_api.parameters import MAX_EXCLUDED
 from lookup_api.problems import MEDIA_TYPE, TYPES
 from schemas.ids import MAX_ID_BYTES
@@ -12,7 +15,38 @@ ID: Json = {
     "type": "string",
     "minLength": 1,
     "maxLength": MAX_ID_BYTES,
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
     "description": f"UTF-8 text of 1 to {MAX_ID_BYTES} bytes without control characters.",
+}
+SCHEMES: Json = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, made by `nightlist keys create`; each operation says which scope it needs.",
+    },
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A user's token; its `sub` is the user whose list may be read.",
+    },
+}
+POLICIES = {
+    "/v1/items/{item_id}/similar": ANY_LISTS,
+    "/v1/similar": ANY_LISTS,
+    "/v1/popular": ANY_LISTS,
+    "/v1/release": ANY_LISTS,
+    "/livez": PUBLIC,
+    "/readyz": PUBLIC,
+    "/metrics": METRICS,
+    "/openapi.json": PUBLIC,
+}
+"""Who may ask; for what is not named here, OWN_LISTS. A test holds it against what the routes declare."""
+SECURITY: dict[Policy, list[Json]] = {
+    PUBLIC: [],
+    ANY_LISTS: [{"key": ["lists:read"]}, {"token": []}],
+    OWN_LISTS: [{"key": ["lists:read"]}, {"token": []}],
+    METRICS: [{"key": ["metrics:read"]}],
 }
 SEGMENT: Json = {**ID, "default": "all", "examples": ["all", "country=GB"]}
 
@@ -27,8 +61,13 @@ def document(default_n: int) -> Json:
             "summary": "Reads the lists that the night made.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": _paths(default_n),
-        "components": {"schemas": _schemas(), "responses": _problems(), "headers": _headers()},
+        "paths": {path: _secured(item, POLICIES.get(path, OWN_LISTS)) for path, item in _paths(default_n).items()},
+        "components": {
+            "schemas": _schemas(default_n),
+            "responses": _problems(),
+            "headers": _headers(),
+            "securitySchemes": SCHEMES,
+        },
     }
 
 
@@ -45,7 +84,7 @@ def _paths(default_n: int) -> Json:
     )
     user = "A user's list; for a user without one, the popular list of the segment"
     item = "The items most like one item"
-    lists = {"200": _ok("The list", "List")}
+    lists = {"200": _ok("The list", "List", _KEPT), "304": _UNCHANGED}
     return {
         "/v1/users/{user_id}/recommendations": _get(
             "user_recommendations", f"{user}.", lists, [_path("user_id"), n, fallback, exclude]
@@ -53,6 +92,7 @@ def _paths(default_n: int) -> Json:
         "/v1/recommendations": _get(
             "recommendations", f"{user}; serves every valid id.", lists, [_id("user_id"), n, fallback, exclude]
         ),
+        "/v1/recommendations:batch": _batch(),
         "/v1/items/{item_id}/similar": _get("item_similar", f"{item}.", lists, [_path("item_id"), n]),
         "/v1/similar": _get("similar", f"{item}; serves every valid id.", lists, [_id("item_id"), n]),
         "/v1/popular": _get("popular", "The popular list of a segment.", lists, [segment, n]),
@@ -60,20 +100,44 @@ def _paths(default_n: int) -> Json:
         "/livez": _probe("livez", "Whether the process answers; asks nothing of others.", "alive", ()),
         "/readyz": _probe("readyz", "Whether lists can be served: a pointer was loaded once.", "ready", ("503",)),
         "/metrics": _get(
-            "metrics", "Counters of this process for Prometheus.", {"200": _TEXT}, [], ("400", "404", "503")
+            "metrics",
+            "Counters for Prometheus, of every worker of the server.",
+            {"200": _TEXT},
+            [],
+            ("400", "404", "503"),
         ),
         "/openapi.json": _get("openapi", "This document.", {"200": _DOCUMENT}, [], ("400", "404", "503")),
     }
 
 
 def _get(name: str, summary: str, answers: Json, parameters: list[Json], without: tuple[str, ...] = ()) -> Json:
-    problems = {
-        status: {"$ref": f"#/components/responses/Problem{status}"}
-        for status in ("400", "404", "405", "413", "500", "503")
-        if status not in without
-    }
+    problems = _problems_of({"400", "404", "405", "413", "500", "503"} - set(without))
     return {
         "get": {"operationId": name, "summary": summary, "parameters": parameters, "responses": {**answers, **problems}}
+    }
+
+
+def _batch() -> Json:
+    summary = "The lists of many users, all of one run, in the order asked for; the popular list for users without one."
+    body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Users"}}}}
+    problems = _problems_of({"400", "404", "405", "411", "413", "415", "500", "503"})
+    answers = {"200": _ok("The lists", "Lists", {**_HEADERS, **_MAY_BE_COMPRESSED}), **problems}
+    return {
+        "post": {"operationId": "batch", "summary": summary, "requestBody": body, "responses": answers},
+    }
+
+
+def _problems_of(statuses: set[str]) -> Json:
+    return {status: {"$ref": f"#/components/responses/Problem{status}"} for status in sorted(statuses)}
+
+
+def _secured(item: Json, policy: Policy) -> Json:
+    """The operations of one path, with who may ask and how others are refused."""
+    refused = () if policy is PUBLIC else ("401", "403")
+    problems = {status: {"$ref": f"#/components/responses/Problem{status}"} for status in refused}
+    return {
+        method: {**operation, "security": SECURITY[policy], "responses": {**operation["responses"], **problems}}
+        for method, operation in item.items()
     }
 
 
@@ -96,9 +160,9 @@ def _path(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": ID}
 
 
-def _ok(description: str, schema: str) -> Json:
+def _ok(description: str, schema: str, headers: Json | None = None) -> Json:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"description": description, "headers": _HEADERS, "content": content}
+    return {"description": description, "headers": headers or _HEADERS, "content": content}
 
 
 def _object(properties: Json) -> Json:
@@ -114,7 +178,7 @@ def _array(items: Json, **limits: int) -> Json:
     return {"type": "array", "items": items, **limits}
 
 
-def _schemas() -> Json:
+def _schemas(default_n: int) -> Json:
     stale = {
         "type": "boolean",
         "description": "The pointer was not seen for a while, or names a run that can't be read.",
@@ -125,17 +189,16 @@ def _schemas() -> Json:
         "score": {"type": "number", "description": "Comparable within one list only."},
         "sources": _array({"type": "string"}) | {"description": "The models that proposed the item."},
     }
+    members = {
+        "source": {"enum": ["personal", "similar", "popular"]},
+        "age_seconds": {"type": "number", "minimum": 0, "description": "Since the list was scored."},
+        "items": _array({"$ref": "#/components/schemas/Item"}) | {"description": "Best first; may be empty."},
+    }
     return {
         "Item": _object(item),
-        "List": _object(
-            {
-                "run_id": run_id,
-                "source": {"enum": ["personal", "similar", "popular"]},
-                "age_seconds": {"type": "number", "minimum": 0, "description": "Since the list was scored."},
-                "stale": stale,
-                "items": _array({"$ref": "#/components/schemas/Item"}) | {"description": "Best first; may be empty."},
-            }
-        ),
+        "List": _object({"run_id": run_id, "stale": stale, **members}),
+        "Lists": _object({"run_id": run_id, "stale": stale, "lists": _array(_object({"user_id": ID, **members}))}),
+        "Users": _users(default_n),
         "Release": _object(
             {
                 "run_id": run_id,
@@ -147,6 +210,17 @@ def _schemas() -> Json:
         ),
         "Problem": _problem(),
     }
+
+
+def _users(default_n: int) -> Json:
+    properties = {
+        "user_ids": _array(ID, minItems=1, maxItems=MAX_USERS)
+        | {"description": "One that comes twice is answered twice."},
+        "n": {"type": "integer", "minimum": 1, "default": default_n, "description": "Items at most, of each list."},
+        "segment": SEGMENT | {"description": "The popular list for users without one."},
+        "exclude": _array(ID, maxItems=MAX_EXCLUDED) | {"description": "Items to leave out of every list."},
+    }
+    return _object(properties) | {"required": ["user_ids"]}
 
 
 def _problem() -> Json:
@@ -164,10 +238,14 @@ def _problem() -> Json:
 
 def _problems() -> Json:
     meanings = {
-        "400": ("An id or a parameter is not valid, or not known", {}),
+        "400": ("An id, a parameter or a body is not valid, or not known", {}),
+        "401": ("It is not known who asks", {"WWW-Authenticate": {"$ref": "#/components/headers/WWW-Authenticate"}}),
+        "403": ("Who asks may not have this, whether it is there or not", {}),
         "404": ("There is no such list, or no such route", {}),
-        "405": ("The service only reads", {"Allow": {"$ref": "#/components/headers/Allow"}}),
+        "405": ("Another method", {"Allow": {"$ref": "#/components/headers/Allow"}}),
+        "411": ("The request does not say how long its body is", {}),
         "413": ("The request has a large body", {}),
+        "415": ("The body is not JSON", {}),
         "500": ("A fault of the service", {}),
         "503": ("Nothing can be served now", {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}),
     }
@@ -184,11 +262,49 @@ def _headers() -> Json:
         "Retry-After": {"required": True, "description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
         "Cache-Control": {"required": True, "schema": {"enum": ["no-store", "private, no-store"]}},
         "X-Content-Type-Options": {"required": True, "schema": {"const": "nosniff"}},
+        "Revalidated": {
+            "required": True,
+            "description": "May be kept, and is not used without asking whether it changed.",
+            "schema": {"const": "private, no-cache"},
+        },
+        "ETag": {
+            "required": True,
+            "description": "Names the run and the list. The list is the same while it is; `age_seconds` goes on with the time.",
+            "schema": {"type": "string", "pattern": '^W/"[!#-~]+"$'},
+        },
+        "Vary": {"required": True, "schema": {"const": VARY}},
+        "Content-Encoding": {"required": False, "schema": {"const": "gzip"}},
+        "Content-Security-Policy": {"required": True, "schema": {"type": "string", "pattern": "^default-src 'none'"}},
+        "Referrer-Policy": {"required": True, "schema": {"const": "no-referrer"}},
+        "WWW-Authenticate": {"required": True, "schema": {"type": "string", "pattern": "^Bearer "}},
+        "X-Request-Id": {
+            "required": True,
+            "description": "The request's own, where it had one of this form.",
+            "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        },
     }
 
 
 _HEADERS: Json = {
-    name: {"$ref": f"#/components/headers/{name}"} for name in ("Cache-Control", "X-Content-Type-Options")
+    name: {"$ref": f"#/components/headers/{name}"}
+    for name in (
+        "Cache-Control",
+        "Content-Security-Policy",
+        "Referrer-Policy",
+        "X-Content-Type-Options",
+        "X-Request-Id",
+    )
+}
+_MAY_BE_COMPRESSED: Json = {name: {"$ref": f"#/components/headers/{name}"} for name in ("Vary", "Content-Encoding")}
+_KEPT: Json = {
+    **_HEADERS,
+    **_MAY_BE_COMPRESSED,
+    "ETag": {"$ref": "#/components/headers/ETag"},
+    "Cache-Control": {"$ref": "#/components/headers/Revalidated"},
+}
+_UNCHANGED: Json = {
+    "description": "The list that `If-None-Match` names is still what is served, older by the time since then",
+    "headers": _KEPT,
 }
 _TEXT: Json = {
     "description": "Prometheus' text format",

@@ -18,6 +18,7 @@ REPEATED = frozenset({"exclude"})
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "/v1/users/<id:user_id>/recommendations": ("n", "segment", "exclude"),
     "/v1/recommendations": ("user_id", "n", "segment", "exclude"),
+    "/v1/recommendations:batch": (),
     "/v1/items/<id:item_id>/similar": ("n",),
     "/v1/similar": ("item_id", "n"),
     "/v1/popular": ("segment", "n"),
@@ -42,7 +43,8 @@ class Query:
 
 def read_query(default_n: int) -> Query:
     """The current request's query. Raises ProblemError."""
-    known = KNOWN[request.url_rule.rule] if request.url_rule else ()
+    rule = request.url_rule
+    known = KNOWN[rule.rule] if rule else ()
     fields = _fields(request.query_string, known)
     ids = {name: an_id(name, _required(fields, name)) for name in ("user_id", "item_id") if name in known}
     return Query(

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from threading import Event, Lock, Thread
+from threading import Condition, Event, Lock, Thread
 
 from lookup_api.readers import Reader
 from schemas.errors import NightlistError, StoreUnavailable
@@ -20,19 +20,30 @@ log = logging.getLogger(__name__)
 
 
 class Follower:
-    """Knows which run to serve. Requests read `current` and `stale`; nothing else of it is on their way."""
+    """Knows which run to serve. Requests read `current` and `stale`; the store is asked by a thread of its own alone, so
+    that whatever connecting or reading the pointer costs, a request waits for it as long as it has time."""
 
-    def __init__(self, reader: Reader, refresh_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        refresh_seconds: float,
+        monotonic: Callable[[], float] = time.monotonic,
+        after_refresh: Callable[["Follower"], None] | None = None,
+    ) -> None:
         self.reader = reader
         self.current: Release | None = None
         self.failures = 0
         self._period = refresh_seconds
         self._monotonic = monotonic
+        self._after_refresh = after_refresh
         self._agreed_at = monotonic()
         self._tried_at = monotonic()
+        self._tries = 0
         self._behind = False
-        self._lock = Lock()
-        self._stop = Event()
+        self._refreshing = Lock()
+        self._turn = Condition()
+        self._wanted = Event()
+        self._stop = False
         self._thread: Thread | None = None
 
     @property
@@ -41,33 +52,46 @@ class Follower:
         return self._behind or self._monotonic() - self._agreed_at > STALE_PERIODS * self._period
 
     def start(self) -> None:
-        """Read the pointer now, and from now on in the background."""
-        self.refresh()
+        """Read the pointer from now on, in the background."""
         self._thread = Thread(target=self._run, name="pointer", daemon=True)
         self._thread.start()
 
     def refresh(self) -> None:
         """Read the pointer and follow it. Raises nothing: what is wrong is counted and logged, the old run stays."""
-        with self._lock:
+        with self._refreshing:
             self._refresh()
+        with self._turn:
+            self._tries += 1
+            self._turn.notify_all()
 
-    def after_failure(self, release: Release) -> Release | None:
+    def first(self, until: float) -> Release | None:
+        """The run to serve, once the pointer was read for the first time; None where that found none, or `until` is past."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._tries > 0, until - time.monotonic())
+        return self.current
+
+    def after_failure(self, release: Release, until: float) -> Release | None:
         """The run to try when the lists of `release` can't be read: another one, if the pointer moved meanwhile."""
-        with self._lock:
+        with self._turn:
             if self.current == release and self._monotonic() - self._tried_at >= FORCED_GAP:
-                self._refresh()
-            return self.current
+                tries = self._tries
+                self._wanted.set()
+                self._turn.wait_for(lambda: self._tries > tries, until - time.monotonic())
+        return self.current
 
     def close(self) -> None:
         """Stop reading the pointer, and close the reader."""
-        self._stop.set()
+        self._stop = True
+        self._wanted.set()
         if self._thread is not None:
             self._thread.join(timeout=CLOSE_SECONDS)
         self.reader.close()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._period):
+        while not self._stop:
+            self._wanted.clear()
             self.refresh()
+            self._wanted.wait(self._period)
 
     def _refresh(self) -> None:
         try:
@@ -77,6 +101,8 @@ class Follower:
         else:
             self._agreed_at, self._behind = self._monotonic(), False
         self._tried_at = self._monotonic()
+        if self._after_refresh:
+            self._after_refresh(self)
 
     def _follow(self, found: Release | None) -> None:
         current = self.current

@@ -1,23 +1,27 @@
 """The routes: each asks for lists by key, in the order in which they will do, and answers with the first."""
 
-import json
-from typing import Any
-
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, g
 from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.routing import BaseConverter
 
+from lookup_api import answers
+from lookup_api.answers import SOURCES, encode, json_answer
+from lookup_api.auth import ANY_LISTS, METRICS, OWN_LISTS, PUBLIC, authorize
+from lookup_api.batch import read_batch
 from lookup_api.openapi import document
 from lookup_api.parameters import Query, an_id, read_query
 from lookup_api.problems import ProblemError, shown, unavailable
-from lookup_api.service import EXTENSION, Service
-from schemas.lists import Kind, ServedList
+from lookup_api.readers import ListKey
+from lookup_api.service import EXTENSION, Found, Service
+from schemas.lists import Kind
 from schemas.runs import Release
 
-SOURCES: dict[Kind, str] = {"user": "personal", "similar": "similar", "popular": "popular"}
-"""What an answer calls each kind of list."""
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+LISTS: dict[Kind, str] = {
+    "user": "list of user",
+    "similar": "list of items similar to",
+    "popular": "popular list of segment",
+}
+"""What a problem calls each kind of list, before its key."""
 
 
 class IdConverter(BaseConverter):
@@ -27,18 +31,19 @@ class IdConverter(BaseConverter):
 
 
 def init(app: Flask) -> None:
-    """Register every route."""
+    """Register every route, and who may ask it."""
     app.url_map.converters["id"] = IdConverter
-    app.get("/v1/users/<id:user_id>/recommendations")(user_recommendations)
-    app.get("/v1/recommendations")(recommendations)
-    app.get("/v1/items/<id:item_id>/similar")(item_similar)
-    app.get("/v1/similar")(similar)
-    app.get("/v1/popular")(popular)
-    app.get("/v1/release")(release)
-    app.get("/livez")(livez)
-    app.get("/readyz")(readyz)
-    app.get("/metrics")(metrics)
-    app.get("/openapi.json")(openapi)
+    app.get("/v1/users/<id:user_id>/recommendations", policy=OWN_LISTS)(user_recommendations)
+    app.get("/v1/recommendations", policy=OWN_LISTS)(recommendations)
+    app.post("/v1/recommendations:batch", policy=OWN_LISTS)(batch)
+    app.get("/v1/items/<id:item_id>/similar", policy=ANY_LISTS)(item_similar)
+    app.get("/v1/similar", policy=ANY_LISTS)(similar)
+    app.get("/v1/popular", policy=ANY_LISTS)(popular)
+    app.get("/v1/release", policy=ANY_LISTS)(release)
+    app.get("/livez", policy=PUBLIC)(livez)
+    app.get("/readyz", policy=PUBLIC)(readyz)
+    app.get("/metrics", policy=METRICS)(metrics)
+    app.get("/openapi.json", policy=PUBLIC)(openapi)
 
 
 def user_recommendations(user_id: str) -> Response:
@@ -50,6 +55,20 @@ def recommendations() -> Response:
     """The same for any valid id."""
     query = read_query(_service().settings.default_n)
     return _recommend(query.user_id, query)
+
+
+def batch() -> Response:
+    """The lists of many users, all of one run, in the order in which they were asked for; twice for who is named twice."""
+    service = _service()
+    with service.batch():
+        read_query(service.settings.default_n)
+        asked = read_batch(service.settings.default_n)
+        authorize(*asked.user_ids)
+        users: list[ListKey] = [("user", user_id) for user_id in asked.user_ids]
+        live, found = service.find_all([*users, ("popular", asked.query.segment)])
+    stale = service.follower().stale
+    lists = ",".join(_one_of_many(service, live, found, user, asked.query) for user in users)
+    return answers.lists_answer(f'{{{_of_run(live, stale)},"lists":[{lists}]}}')
 
 
 def item_similar(item_id: str) -> Response:
@@ -66,10 +85,7 @@ def similar() -> Response:
 def popular() -> Response:
     """The popular list of a segment."""
     query = read_query(_service().settings.default_n)
-    live, found = _service().find(("popular", query.segment))
-    if found is None:
-        raise _no_list(live, f"no popular list of segment {shown(query.segment)}")
-    return _answer(live, found, query)
+    return _list(query, ("popular", query.segment))
 
 
 def release() -> Response:
@@ -102,9 +118,9 @@ def readyz() -> Response:
 
 
 def metrics() -> Response:
-    """The counters of this process."""
+    """The counters of every worker of the server."""
     service = _service()
-    service.follower()  # a process that is only scraped follows the pointer too
+    service.follower().first(service.until())  # a process that is only scraped follows the pointer too
     return Response(service.metrics.render(), content_type=CONTENT_TYPE_LATEST)
 
 
@@ -119,48 +135,51 @@ def _service() -> Service:
 
 
 def _recommend(user_id: str, query: Query) -> Response:
-    live, found = _service().find(("user", user_id), ("popular", query.segment))
-    if found is None:
-        raise _no_list(live, f"no list of user {shown(user_id)}, and no popular list of segment {shown(query.segment)}")
-    return _answer(live, found, query)
+    authorize(user_id)
+    return _list(query, ("user", user_id), ("popular", query.segment))
 
 
 def _similar(item_id: str, query: Query) -> Response:
-    live, found = _service().find(("similar", item_id))
-    if found is None:
-        raise _no_list(live, f"no list of items similar to {shown(item_id)}")
-    return _answer(live, found, query)
+    return _list(query, ("similar", item_id))
 
 
-def _no_list(live: Release, what: str) -> ProblemError:
-    return ProblemError("no-list", f"run {live.run_id} has {what}")
-
-
-def _answer(live: Release, found: ServedList, query: Query) -> Response:
+def _list(query: Query, *keys: ListKey) -> Response:
+    """The first of `keys` that has a list; nothing is read for a client that has it already."""
     service = _service()
-    items = _items(found, query)
+    stale = service.follower().stale
+    tags = answers.Tags(query.n, stale)
+    if same := tags.not_modified(service.release(), (SOURCES[kind] for kind, _ in keys)):
+        return same
+    live, found = service.find(*keys)
+    if found is None:
+        raise _no_list(live, *keys)
     source = SOURCES[found.kind]
-    service.metrics.answered(source, len(items))
-    age = (service.clock() - found.scored_at).total_seconds()
-    return _json(
-        {
-            "run_id": live.run_id,
-            "source": source,
-            "age_seconds": max(0.0, round(age, 3)),
-            "stale": service.follower().stale,
-            "items": items,
-        }
-    )
+    g.source, g.run_id = source, live.run_id  # for the access log
+    if same := tags.not_modified(live, (source,), exists=True):
+        return same
+    members, items = answers.json_of(found, query, service.clock())
+    service.metrics.answered(source, items)
+    return answers.list_answer(f"{{{_of_run(live, stale)},{members}}}", tags.of(live, source))
 
 
-def _items(found: ServedList, query: Query) -> list[dict[str, Any]]:
-    rows = zip(found.items, found.scores, found.sources, strict=True)
-    kept = [row for row in rows if row[0] not in query.exclude] if query.exclude else list(rows)
-    return [
-        {"item_id": item_id, "score": score, "sources": sources.split("+") if sources else []}
-        for item_id, score, sources in kept[: query.n]
-    ]
+def _of_run(live: Release, stale: bool) -> str:
+    return f'"run_id":"{live.run_id}","stale":{"true" if stale else "false"}'
 
 
-def _json(body: dict[str, Any]) -> Response:
-    return Response(_encode(body), content_type="application/json")
+def _one_of_many(service: Service, live: Release, found: Found, user: ListKey, query: Query) -> str:
+    popular: ListKey = ("popular", query.segment)
+    served = found.get(user) or found.get(popular)
+    if served is None:
+        raise _no_list(live, user, popular)
+    members, items = answers.json_of(served, query, service.clock())
+    service.metrics.answered(SOURCES[served.kind], items)
+    return f'{{"user_id":{encode(user[1])},{members}}}'
+
+
+def _no_list(live: Release, *keys: ListKey) -> ProblemError:
+    absent = ", and ".join(f"no {LISTS[kind]} {shown(key)}" for kind, key in keys)
+    return ProblemError("no-list", f"run {live.run_id} has {absent}")
+
+
+def _json(body: dict[str, object]) -> Response:
+    return json_answer(encode(body))

@@ -1,19 +1,21 @@
-"""Starts granian with the lookup API; nothing else of the service knows a server."""
+"""Starts granian with the lookup API; nothing else of the service knows granian."""
 
-import logging
 import os
 import socket
 from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flask import Flask
 from granian import Granian
 from granian.constants import Interfaces
 
-from lookup_api import create_app
-from lookup_api.service import EXTENSION
+from lookup_api import create_app, logs, runtime
+from lookup_api.auth.local import check_start
 from schemas.errors import ConfigError
-from schemas.settings import CONFIG_VARIABLE, ServeSettings
+from schemas.settings import CONFIG_VARIABLE, ServeSettings, load_auth_settings
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 CONNECTIONS = 1024
 """Open connections a worker. granian's backpressure counts connections, idle ones too: behind a proxy that keeps a pool
@@ -23,31 +25,40 @@ KILL_SECONDS = 10
 
 
 def serve(config_path: Path, settings: ServeSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError when nothing can listen at the address."""
+    """Serve until SIGTERM, and from then on for `drain_seconds`, or until SIGINT.
+
+    Raises ConfigError when nothing can listen at the address, when nobody could ask, or when everybody could.
+    """
+    check_start(load_auth_settings(config_path), settings.host)
     _check_address(settings.host, settings.port)
     os.environ[CONFIG_VARIABLE] = str(config_path.resolve())
-    server = Granian(
-        "lookup_api:create_app",
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.WSGI,
-        workers=settings.workers,
-        blocking_threads=settings.threads,
-        backpressure=max(CONNECTIONS, 2 * settings.threads),
-        respawn_failed_workers=True,
-        workers_kill_timeout=KILL_SECONDS,
-        websockets=False,
-        factory=True,
-    )
-    # Our own loader: granian's looks for the package in the working folder first, and takes whatever lies there.
-    server.serve(target_loader=load, wrap_loader=False)
+    with runtime.shared_folder() as folder:
+        server = Granian(
+            "lookup_api:create_app",
+            address=settings.host,
+            port=settings.port,
+            interface=Interfaces.WSGI,
+            workers=settings.workers,
+            blocking_threads=settings.threads,
+            backpressure=max(CONNECTIONS, 2 * settings.threads),
+            respawn_failed_workers=True,
+            workers_kill_timeout=KILL_SECONDS,
+            websockets=False,
+            factory=True,
+            log_dictconfig=logs.configuration(settings.log_format),
+        )
+        server.on_startup(lambda: runtime.drain_on_sigterm(folder, settings.drain_seconds))
+        # Our own loader: granian's looks for the package in the working folder first, and takes whatever lies there.
+        server.serve(target_loader=load, wrap_loader=False)
 
 
-def load() -> Flask:
+def load() -> "Flask":
     """The application, in a worker. Workers leave without running atexit, so closing is said to multiprocessing."""
-    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(name)s: %(message)s")
+    from lookup_api.service import EXTENSION  # imports prometheus_client, which the parent must not
+
     app = create_app()
     Finalize(app, app.extensions[EXTENSION].close, exitpriority=1)
+    app.extensions[EXTENSION].follower()  # connects while no request waits for it
     return app
 
 

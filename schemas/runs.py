@@ -34,7 +34,7 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.LOADED: frozenset({RunState.VERIFIED, RunState.FAILED}),
     RunState.VERIFIED: frozenset({RunState.LIVE, RunState.FAILED}),
     RunState.LIVE: frozenset({RunState.RETIRED, RunState.BAD}),
-    RunState.RETIRED: frozenset({RunState.LIVE}),  # by rollback only
+    RunState.RETIRED: frozenset({RunState.LIVE, RunState.FAILED}),  # by rollback only; before its lists are dropped
     RunState.FAILED: frozenset({RunState.LOADING}),
     RunState.BAD: frozenset(),  # final: what a rollback left never returns
 }
@@ -65,7 +65,11 @@ def table_of(run_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What the store knows of a run. `rows` is None until it is LOADED; times are UTC."""
+    """What the store knows of a run; times are UTC.
+
+    `rows` is None until it is LOADED, and again once the lists of a BAD run are dropped. `changed_at` is when it came into
+    its state, or when the pointer left it, whichever was later: of a RETIRED or BAD run, when it was last served.
+    """
 
     run_id: str
     state: RunState

@@ -1,12 +1,13 @@
 """The console script as tests call it: in this process, so that it shares Spark, or in one of its own."""
 
 import io
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,17 @@ def all_served(found: Place) -> dict[tuple[str, str], ServedList]:
         reader.close()
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def free_port(*hosts: str) -> int:
+    """A port that nobody listens at, on each of the addresses."""
+    first, *others = hosts or ("127.0.0.1",)
+    while True:
+        with socket.socket() as found, ExitStack() as stack:
+            found.bind((first, 0))
+            port = int(found.getsockname()[1])
+            with suppress(OSError):  # where another address has it taken, the next try finds another one
+                for host in others:
+                    stack.enter_context(socket.socket()).bind((host, port))
+                return port
 
 
 @contextmanager
@@ -88,15 +95,16 @@ def asking(config: Path) -> Iterator[FlaskClient]:
 
 
 @contextmanager
-def serving(config: Path) -> Iterator[int]:
-    """`nightlist serve` on loopback, in a process of its own; hands out its port once it is ready."""
+def serving(config: Path, ready: str = "/readyz") -> Iterator[int]:
+    """`nightlist serve` on loopback, in a process of its own; hands out its port once `ready` answers with 200."""
     port = free_port()
     command = [sys.executable, "-m", "jobs.cli", "serve", "--config", str(config), "--port", str(port)]
     with (config.parent / "serve.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        environment = {**os.environ, "NIGHTLIST_SERVE__DRAIN_SECONDS": "0"}
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
     try:
         deadline = time.monotonic() + 30
-        while not _is_ready(port):
+        while not _is_ready(port, ready):
             assert server.poll() is None, (config.parent / "serve.log").read_text()
             assert time.monotonic() < deadline, (config.parent / "serve.log").read_text()
             time.sleep(0.1)
@@ -106,8 +114,8 @@ def serving(config: Path) -> Iterator[int]:
         server.wait(20)
 
 
-def _is_ready(port: int) -> bool:
+def _is_ready(port: int, path: str) -> bool:
     try:
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
+        return requests.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code == 200
     except requests.ConnectionError:
         return False

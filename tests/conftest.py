@@ -17,14 +17,15 @@ from pyspark.sql import SparkSession
 from jobs.config import SparkSettings
 from jobs.spark import session
 from tests import jvm
-from tests.cassandra import Node, prefetch
+from tests.cassandra import Node, create_roles
+from tests.cassandra.jars import prefetch
 from tests.nights import SHORT_LIVED
 
 hypothesis_settings.register_profile("nightlist", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("nightlist")
 
 ROOT = Path(__file__).parents[1]
-SLOWEST = ("real_data", "crashes", "backfill", "cluster", "cassandra", "stores", "als_spark")
+SLOWEST = ("faults", "real_data", "crashes", "backfill", "cluster", "cassandra", "stores", "als_spark")
 """Files that begin first, the slowest first, so that two processes end together."""
 
 
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if any("spark" in getattr(item, "fixturenames", ()) for item in items):
         jvm.prepare()
-    if any("cassandra" in getattr(item, "fixturenames", ()) for item in items):
+    if any({"cassandra", "cluster"} & set(getattr(item, "fixturenames", ())) for item in items):
         prefetch()
 
 
@@ -47,16 +48,9 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def cassandra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The one Cassandra node of this test process, real and with authentication. A test that ends it starts it again.
-
-    Roles, whose passwords are their names: `publisher` may do all that a publisher does in any keyspace, `reader` may read.
-    """
+    """The one Cassandra node of this test process, real and with authentication. A test that ends it starts it again."""
     node = Node(tmp_path_factory.mktemp("cassandra")).start()
-    for role, rights in (("publisher", ("CREATE", "DROP", "SELECT", "MODIFY")), ("reader", ("SELECT",))):
-        node.execute(f"CREATE ROLE {role} WITH PASSWORD = '{role}' AND LOGIN = true")
-        for right in rights:
-            node.execute(f"GRANT {right} ON ALL KEYSPACES TO {role}")
-    node.execute("GRANT SELECT ON KEYSPACE system_views TO publisher")
+    create_roles(node)
     yield node
     node.kill()
 

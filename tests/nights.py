@@ -144,6 +144,7 @@ def place(folder: Path, events: Sequence[Mapping[str, Any]], **sections: dict[st
         "retrieve": {"models": ["als"]},
         "rerank": {"n": 10},
         "store": {"grace_seconds": 0},
+        "auth": {"open": True},
     }
     for name, values in sections.items():
         quick[name] = quick.get(name, {}) | values

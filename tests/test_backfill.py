@@ -21,7 +21,7 @@ from rich.console import Console
 from jobs.ledger import LEDGER, append
 from jobs.manifest import STAGES
 from jobs.progress import Progress, Terminal
-from jobs.run import MANIFEST, PUBLISHED, RunFolder
+from jobs.run import MANIFEST, PUBLISHED, ROLLED_BACK, RunFolder
 from jobs.world import World, generate
 from lookup_api.readers import open_reader
 from schemas.runs import RunState
@@ -277,6 +277,23 @@ def test_a_newest_day_that_the_gate_stops_is_refused_and_not_promoted(there):
     assert (ended.code, outcomes(ended), there.live()) == (3, ["built", "not promoted"], live)
     states = [run_of(there, day).read(MANIFEST)["state"] for day in ended.json["days"]]
     assert states == ["BUILT", "REFUSED"]
+
+
+def test_a_run_that_was_rolled_back_is_never_promoted(there):
+    """Its folder says so, and where that word is lost the store does, to the night of that day as well."""
+    old, bad = there.run(there.night(before(1))).run_id, there.run(there.night())
+    assert nightlist("rollback", "--config", there.config, "--yes").code == 0
+
+    for told in (True, False):
+        if not told:
+            (bad.folder / ROLLED_BACK).unlink()
+        ended = backfill(there, 0, 0, "--promote")
+        error, report = there.failing_night()
+
+        assert (ended.code, outcomes(ended), there.live()) == (3, ["not promoted"], old), told
+        assert "BAD for ever" in ended.json["days"][0]["error"], told
+        assert (error.exit_code, report.state) == (3, RunState.BAD), told
+        assert stored(there) == {old: RunState.LIVE, bad.run_id: RunState.BAD}, told
 
 
 # Days that fail

@@ -183,7 +183,10 @@ def test_runs_shows_states_newest_first(nights: Place) -> None:
     found = nightlist("runs", "-c", nights.config, "--json").json
     newest, oldest = found["runs"]
 
-    assert found["live"] == {"run_id": newest["run_id"], "sequence": 2, "previous": oldest["run_id"]}
+    live = {"run_id": newest["run_id"], "sequence": 2, "previous": oldest["run_id"]}
+    assert found["live"] == live | {"published_at": newest["published_at"]}
+    assert (found["lease"], found["parent"]) == (None, newest["run_id"])
+    assert (newest["next"], oldest["next"]) == (None, "rollback")
     assert (newest["state"], newest["live"], oldest["state"], oldest["live"]) == ("LIVE", True, "RETIRED", False)
     assert newest["run_id"].startswith(f"{DAY:%Y%m%d}_")
     assert newest["rows"] == 41
@@ -202,7 +205,7 @@ def test_runs_before_the_first_night_shows_none_and_what_to_type(tmp_path: Path)
 
     assert (shown.code, as_json.code) == (0, 0), shown.stderr
     assert "nightlist nightly" in shown.stdout
-    assert as_json.json == {"live": None, "runs": []}
+    assert as_json.json == {"live": None, "lease": None, "parent": None, "runs": []}
     assert not (tmp_path / "nightlist-data").exists()
 
 
@@ -215,6 +218,7 @@ def test_a_dry_run_of_rollback_changes_nothing(nights: Place) -> None:
     assert ended.code == 0
     newest, oldest = (run["run_id"] for run in before["runs"])
     assert f"serve {oldest} again, instead of {newest}" in ended.stderr
+    assert (ended.json["dry_run"], ended.json["run_id"], ended.json["bad"]) == (True, oldest, newest)
     for found in (before, after):
         for run in found["runs"]:
             run.pop("changed_seconds_ago")
@@ -240,7 +244,11 @@ def test_rollback_serves_the_run_before_and_the_bad_run_stays_away(nights: Place
     newest, oldest = (run["run_id"] for run in nightlist("runs", "-c", found.config, "--json").json["runs"])
     ended = nightlist("rollback", "-c", found.config, "--yes", "--json")
 
-    assert (ended.code, ended.json) == (0, {"run_id": oldest, "sequence": 3, "bad": newest})
+    done = {name: ended.json[name] for name in ("run_id", "sequence", "bad", "dry_run", "begun")}
+    assert (ended.code, done) == (
+        0,
+        {"run_id": oldest, "sequence": 3, "bad": newest, "dry_run": False, "begun": False},
+    )
     assert all_served(found) == as_built(found, oldest) != all_served(nights)
     refused = nightlist("nightly", "-c", found.config, "--date", DAY, "--json")
     assert (refused.code, refused.json["run_id"], refused.json["state"]) == (3, newest, "BAD")

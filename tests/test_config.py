@@ -18,7 +18,7 @@ from jobs.config import RootSettings, digest_of, load_settings, settings_class
 from schemas.errors import ConfigError
 from schemas.settings import CassandraSettings, ServeSettings, StoreSettings, load_service_settings
 
-CHANGES_NO_LIST = {"store", "serve", "spark", "paths", "gate"}
+CHANGES_NO_LIST = {"store", "serve", "auth", "spark", "paths", "gate"}
 """Sections that are not in a run's digest."""
 INPUT_PATHS = {"events", "items", "users", "blocks"}
 """Keys of [input] that are not either: the tables' contents are in a run's name, and where they lie is not."""
@@ -307,7 +307,7 @@ class TestDigest:
 
     @of_every([pair for pair in FIELDS if has_another(*pair)])
     def test_it_covers_what_can_change_a_list(self, name: str, key: str) -> None:
-        """Another value in any field makes another digest, but in [store], [serve], [spark], [paths], [gate] and input paths."""
+        """Another value in any field makes another digest, but in [store], [serve], [auth], [spark], [paths], [gate] and input paths."""
         settings = load_settings(None)
         another = changed(settings, name, key)
         free = name in CHANGES_NO_LIST or (name == "input" and key in INPUT_PATHS)
@@ -542,3 +542,22 @@ class TestSecrets:
 
         assert "swordfish" not in repr(load_settings(written(text)))
         assert "swordfish" not in refusal(f"{text}\nprot = 1")
+        assert "76543" not in refusal("[store.cassandra]\npassword = 76543")
+
+    def test_it_is_not_given_on_the_command_line(self) -> None:
+        """Others on the machine read that, and Spark shows it; where its file is may be said there."""
+        with pytest.raises(ConfigError) as caught:
+            load_settings(written(""), ["store.cassandra.password=swordfish"])
+
+        assert "swordfish" not in str(caught.value)
+        assert "environment" in str(caught.value)
+        assert (
+            load_settings(written(""), ["store.cassandra.password_file=here"]).store.cassandra.password_file == "here"
+        )
+
+    def test_what_is_given_wins_over_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So that an administrator needs no other configuration than the night."""
+        monkeypatch.setenv("NIGHTLIST_STORE__CASSANDRA__PASSWORD", "swordfish")
+        text = "[store]\nbackend = 'cassandra'\n[store.cassandra]\npassword_file = 'nowhere'"
+
+        assert "swordfish" == load_settings(written(text)).store.cassandra.password.get_secret_value()

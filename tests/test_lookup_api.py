@@ -1,5 +1,7 @@
 """What the lookup API promises, over a real store; every answer is held against the API's own description."""
 
+import gzip
+import json
 import logging
 import os
 import re
@@ -106,8 +108,9 @@ class World:
 
     def config(self, refresh: float = NEVER, **serve: object) -> Path:
         path = self.folder / "nightlist.toml"
-        lines = ['[store]\npath = "store"\n[serve]', f"refresh_seconds = {refresh}"]
-        path.write_text("\n".join([*lines, *(f"{name} = {value!r}" for name, value in serve.items()), ""]))
+        given = {"deadline_seconds": 10.0, **serve}  # on a busy machine, the first refresh takes its time
+        lines = ['[auth]\nopen = true\n[store]\npath = "store"\n[serve]', f"refresh_seconds = {refresh}"]
+        path.write_text("\n".join([*lines, *(f"{name} = {value!r}" for name, value in given.items()), ""]))
         return path
 
     def app(self, refresh: float = NEVER, reader: SqliteReader | None = None, **serve: object) -> Flask:
@@ -177,24 +180,31 @@ def described(path: str) -> str | None:
 def check_against_description(answer: TestResponse) -> None:
     """Status, headers, media type and body are what the description says."""
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.content_type
     template = described(answer.request.path)
     if template is None:
         where = "/components/responses/Problem404" if answer.status_code == 404 else "/components/responses/Problem400"
     else:
-        where = f"/paths/{template.replace('/', '~1')}/get/responses/{answer.status_code}"
+        (method,) = API["paths"][template]
+        where = f"/paths/{template.replace('/', '~1')}/{method}/responses/{answer.status_code}"
     response = at(where)
     if "$ref" in response:
         where = response["$ref"][1:]
         response = at(where)
+    for name, header in response["headers"].items():
+        described_header = at(header["$ref"][1:])
+        if described_header["required"] or name in answer.headers:
+            value: Any = answer.headers[name]
+            rule = described_header["schema"]
+            jsonschema.validate(int(value) if rule.get("type") == "integer" else value, rule)
+    if answer.status_code == 304:
+        assert (answer.data, answer.content_type, "content" in response) == (b"", None, False)
+        return
+    assert answer.content_type
     media = answer.content_type.partition(";")[0]
     assert media in response["content"], f"{media} for {answer.status_code} of {template}"
-    for name, header in response["headers"].items():
-        rule = at(header["$ref"][1:])["schema"]
-        value: Any = answer.headers[name]
-        jsonschema.validate(int(value) if rule.get("type") == "integer" else value, rule)
     if media.endswith("json") and answer.request.method != "HEAD":
-        check_body(answer.json, f"{where}/content/{media.replace('/', '~1')}/schema")
+        body = gzip.decompress(answer.data) if answer.headers.get("Content-Encoding") == "gzip" else answer.data
+        check_body(json.loads(body), f"{where}/content/{media.replace('/', '~1')}/schema")
 
 
 def at(pointer: str) -> Any:
@@ -463,9 +473,14 @@ def test_head_is_get_without_the_body(api: Api, url: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"])
 def test_the_service_only_reads(api: Api, method: str) -> None:
     """Every other method is refused, and told which ones are not."""
-    for template in API["paths"]:
+    for template, operations in API["paths"].items():
+        if method.lower() in operations:
+            continue
         answer = api.ask(template.replace("{user_id}", "u1").replace("{item_id}", "i1"), method=method)
         assert answer.status_code == 405
+        if "post" in operations:
+            assert answer.headers["Allow"] == "POST"
+            continue
         assert sorted(answer.headers["Allow"].split(", ")) == ["GET", "HEAD"]
 
 
@@ -520,23 +535,23 @@ def test_a_length_that_is_none_is_no_fault_of_ours(api: Api, length: str) -> Non
 
 @pytest.mark.parametrize("host", ["a b", "", "x" * 5000, "[::1", "é", "evil.example:99999"])
 def test_a_strange_host_does_not_break_the_service(api: Api, host: str) -> None:
-    """The service builds no link from it."""
+    """The service builds no link from it; in open mode it answers to its own names only."""
     answer = api.client.get("/v1/popular", environ_overrides={"HTTP_HOST": host})
 
-    assert answer.status_code in (200, 400)
+    assert answer.status_code in ((400, 403) if host else (200,))
 
 
 def test_user_lists_stay_out_of_caches(api: Api) -> None:
-    """Of proxies and of browsers, the fallback and the errors too."""
+    """Of proxies, the fallback and the errors too; the client's own asks before it uses one again."""
     urls = ["/v1/users/u1/recommendations", "/v1/recommendations?user_id=nobody", "/v1/users/u1/recommendations?n=0"]
 
-    assert [api.ask(url).headers["Cache-Control"] for url in urls] == ["private, no-store"] * 3
+    assert [api.ask(url).headers["Cache-Control"] for url in urls] == ["private, no-cache"] * 2 + ["private, no-store"]
 
 
 class Faulty(SqliteReader):
     """A reader with a fault of a kind that nobody thought of."""
 
-    def get(self, run_id: str, kind: Any, key: str) -> ServedList | None:
+    def get(self, run_id: str, kind: Any, key: str, until: float | None = None) -> ServedList | None:
         raise ZeroDivisionError(f"the secret of {key}")
 
 
@@ -727,6 +742,7 @@ def test_a_run_that_vanishes_sends_the_request_to_the_new_one(world: World, api:
     world.publish(NEXT)
     fence = world.store.acquire("prune", 60).fence
     world.store.set_state(RUN, RunState.LIVE, RunState.RETIRED, fence)
+    world.store.set_state(RUN, RunState.RETIRED, RunState.FAILED, fence)
     world.store.drop(RUN, fence)
     time.sleep(0.11)  # two forced refreshes are at least 0.1 s apart
 
@@ -811,68 +827,6 @@ def test_a_process_that_ends_is_not_ready(world: World, api: Api) -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_every_metric_moves(world: World, api: Api) -> None:
-    """Each has a cause, and shows it."""
-    rule = "/v1/users/<id:user_id>/recommendations"
-    series = {
-        f'nightlist_requests_total{{endpoint="{rule}",method="GET",status="2xx"}}': 3,
-        f'nightlist_requests_total{{endpoint="{rule}",method="HEAD",status="4xx"}}': 1,
-        'nightlist_requests_total{endpoint="unmatched",method="other",status="4xx"}': 1,
-        f'nightlist_request_seconds_count{{endpoint="{rule}"}}': 4,
-        f'nightlist_request_seconds_bucket{{endpoint="{rule}",le="+Inf"}}': 4,
-        'nightlist_answers_total{source="personal"}': 2,
-        'nightlist_answers_total{source="popular"}': 1,
-        'nightlist_answers_total{source="similar"}': 1,
-        'nightlist_empty_lists_total{source="personal"}': 1,
-        "nightlist_refresh_failures_total": 1,
-        "nightlist_pointer_sequence": 2,
-        "nightlist_lists_age_seconds": 7200,
-        "nightlist_stale": 1,
-    }
-    before = {line: api.metric(line) for line in series}
-    for user in ("u1", "nobody", "has%20seen%20everything"):
-        api.ok(f"/v1/users/{user}/recommendations")
-    api.ask("/v1/users/u1/recommendations?n=0", method="HEAD")
-    api.ask("/nowhere", method="BREW")
-    api.ok("/v1/items/i1/similar")
-    world.publish(NEXT)
-    api.refresh()
-    (world.path / "registry.db").unlink()
-    api.refresh()
-    world.clock.now += timedelta(hours=2)
-    after = {line: api.metric(line) for line in series}
-
-    assert api.metric(f'nightlist_request_seconds_sum{{endpoint="{rule}"}}') > 0
-    assert before == {**dict.fromkeys(series, 0.0), "nightlist_pointer_sequence": 1}
-    assert after == series
-
-
-def test_metrics_hold_no_id_and_nothing_unknown(world: World, api: Api) -> None:
-    """Labels are few however many users ask; before the first run there is no age to tell."""
-    for number in range(50):
-        api.ok(f"/v1/users/someone-{number}/recommendations")
-        api.ask(f"/nowhere/{number}", method=f"M{number}")
-    text = api.ask("/metrics").text
-    world.store.folder = world.folder / "elsewhere"
-    (world.folder / "elsewhere").mkdir()
-    empty = Api(create_app(world.config(), reader=SqliteReader(world.store.folder), clock=world.clock))
-
-    assert "someone" not in text
-    assert len(text.splitlines()) < 90
-    assert "lists_age" not in empty.client.get("/metrics").text
-    empty.service.close()
-
-
-def test_several_workers_label_their_metrics(world: World) -> None:
-    """A scrape hits any one of them: without the process, its counters would seem to jump."""
-    world.publish(RUN)
-    api = Api(world.app(workers=2))
-    api.ok("/v1/popular")
-
-    assert api.metric(f'nightlist_answers_total{{pid="{os.getpid()}",source="popular"}}') == 1
-    assert api.metric(f'nightlist_pointer_sequence{{pid="{os.getpid()}"}}') == 1
-
-
 def test_the_description_is_valid(api: Api) -> None:
     """OpenAPI 3.1, as its own schema has it."""
     OpenAPIV31SpecValidator(api.ok("/openapi.json")).validate()
@@ -884,7 +838,9 @@ def test_the_description_is_complete(api: Api) -> None:
     templates = {re.sub(r"<id:(\w+)>", r"{\1}", rule): rule for rule in rules}
     paths = api.ok("/openapi.json")["paths"]
     queries = {
-        templates[path]: tuple(sorted(p["name"] for p in item["get"]["parameters"] if p["in"] == "query"))
+        templates[path]: tuple(
+            sorted(p["name"] for p in item.get("get", {"parameters": []})["parameters"] if p["in"] == "query")
+        )
         for path, item in paths.items()
     }
 

@@ -40,12 +40,14 @@ serve(Path(sys.argv[1]), load_service_settings(Path(sys.argv[1]))[1])
 class Server:
     """granian over a store of its own, started as the command line starts it."""
 
-    def __init__(self, folder: Path, workers: int = 1) -> None:
+    def __init__(self, folder: Path, workers: int = 1, drain_seconds: float = 0.1, more: str = "") -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / "nightlist.toml"
         serve = f"port = {self.port}\nworkers = {workers}\nrefresh_seconds = 0.05\nthreads = 4\n"
-        self.config.write_text(f'[store]\npath = "store"\n[serve]\n{serve}')
+        self.config.write_text(
+            f'[auth]\nopen = true\n[store]\npath = "store"\n[serve]\n{serve}drain_seconds = {drain_seconds}\n{more}'
+        )
         self.store = SqliteStore(folder / "store")
         self.store.prepare()
         self.log = folder / "log"
@@ -149,17 +151,17 @@ def test_ids_survive_the_query_of_a_real_server(published: Server, key: str) -> 
 @pytest.mark.parametrize(
     ("request_line", "status"),
     [
-        (b"GET /v1/users/%FF/recommendations HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
-        (b"GET /v1/users/%00/recommendations HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
-        (b"GET /v1/users//recommendations HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
-        (b"GET /v1/popular HTTP/1.1\r\nHost: a b\r\n\r\n", b"200|400"),
+        (b"GET /v1/users/%FF/recommendations HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /v1/users/%00/recommendations HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /v1/users//recommendations HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /v1/popular HTTP/1.1\r\nHost: a b\r\n\r\n", b"403|400"),
         (b"GET /v1/popular HTTP/1.0\r\n\r\n", b"200"),
-        (b"GET http://elsewhere/v1/popular HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
-        (b"BREW /v1/popular HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
-        (b"GET /v1/popular HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", b"200"),
-        (b"GET /v1/popular HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", b"413"),
-        (b"GET /v1/popular HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", b"200"),
-        (b"HEAD /v1/popular HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET http://elsewhere/v1/popular HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200"),
+        (b"BREW /v1/popular HTTP/1.1\r\nHost: localhost\r\n\r\n", b"405"),
+        (b"GET /v1/popular HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n", b"200"),
+        (b"GET /v1/popular HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+        (b"GET /v1/popular HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", b"200"),
+        (b"HEAD /v1/popular HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200"),
     ],
     ids=["no utf-8", "nul", "empty id", "host", "http/1.0", "absolute", "method", "body that never comes", "large body",
          "chunked body that never comes", "head"],
@@ -169,6 +171,49 @@ def test_odd_requests_are_answered_at_once(published: Server, request_line: byte
     answer = published.raw(request_line)
 
     assert answer.split(b" ", 2)[1] in status.split(b"|"), answer
+
+
+POST = b"POST /v1/recommendations:batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def test_a_batch_of_a_real_server(published: Server) -> None:
+    """Read as it is announced, packed as it is asked for; without an announced length it is not read."""
+    users = [*AWKWARD, *ONLY_BY_QUERY] * 4
+    answer = requests.post(published.url + "/v1/recommendations:batch", json={"user_ids": users}, timeout=5)
+
+    assert [one["items"][0]["item_id"] for one in answer.json()["lists"]] == [item_for(key) for key in users]
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert published.raw(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n").split()[1] == b"411"
+    assert published.raw(POST + b"Content-Length: 99999999\r\n\r\n").split()[1] == b"413"
+
+
+def test_a_body_that_never_comes_holds_up_no_list(published: Server) -> None:
+    """It takes the place of another batch (of four threads, one is for batches), until its client is gone."""
+    whole = POST + b'Content-Length: 18\r\n\r\n{"user_ids":["#"]}'
+    with socket.create_connection(("127.0.0.1", published.port)) as stuck:
+        stuck.sendall(whole[:-5])
+        end = time.monotonic() + 5
+        while published.raw(whole).split()[1] != b"503" and time.monotonic() < end:
+            time.sleep(0.02)
+        assert published.raw(whole).split()[1] == b"503"
+        assert {published.get(path).status_code for path in ("/livez", "/v1/popular") * 5} == {200}
+    end = time.monotonic() + 5
+    while (status := published.raw(whole).split()[1]) != b"200" and time.monotonic() < end:
+        time.sleep(0.02)
+
+    assert status == b"200"
+
+
+def test_a_list_that_the_client_has_is_not_sent_again(published: Server) -> None:
+    """304, without a body, on a connection that goes on."""
+    with requests.Session() as kept_alive:
+        first = kept_alive.get(published.url + "/v1/popular", timeout=5)
+        known = {"If-None-Match": first.headers["ETag"]}
+        second = kept_alive.get(published.url + "/v1/popular", headers=known, timeout=5)
+        third = kept_alive.get(published.url + "/v1/popular", timeout=5)
+
+    assert (second.status_code, second.content) == (304, b"")
+    assert third.json()["items"] == first.json()["items"]
 
 
 def test_a_taken_port_is_an_error(published: Server) -> None:
@@ -184,28 +229,9 @@ def test_sigterm_ends_the_service_with_0(published: Server) -> None:
 
     assert published.stop() == 0
     log = published.log.read_text()
-    worker = int(log.split("Spawning worker-1 with PID: ")[1].split()[0])
+    worker = int(log.split("Spawning worker-1 with PID: ")[1].split('"')[0])
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
     assert "now serving run 20260302_0" in log
     assert "no longer serving" in log
     assert "Traceback" not in log
-
-
-def test_several_workers_serve_one_port(tmp_path: Path) -> None:
-    """Each follows the pointer by itself, and says in its metrics which one it is."""
-    server = Server(tmp_path, workers=2)
-    try:
-        server.publish("20260301_0", [a_list("popular", "all", "p1")])
-        server.wait_for("/readyz", 200)
-        seen = {
-            line.split('pid="')[1].split('"')[0]
-            for _ in range(60)
-            for line in server.get("/metrics").text.splitlines()
-            if line.startswith("nightlist_pointer_sequence{")
-        }
-    finally:
-        code = server.stop()
-
-    assert len(seen) == 2
-    assert code == 0

@@ -23,17 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.lease import wait_for_lease
 from jobs.lists import LISTS, BuiltLists
 from jobs.progress import Progress
+from jobs.rollback import look, plan, roll_back
 from jobs.run import PUBLISHED, ROLLED_BACK, RunFolder
-from jobs.stages.publish import NotAsBuilt, Publisher, publish, publishing, rollback, rollback_target
+from jobs.stages.publish import NotAsBuilt, Publisher, publish, publishing, settle
 from jobs.stores.sqlite import SqliteStore
 from lookup_api.readers.sqlite import SqliteReader, lists_path
-from schemas.errors import Busy, IllegalTransition, NightlistError, Refused, StaleFence, StoreUnavailable
+from schemas.errors import Busy, IllegalTransition, NightlistError, Refused, SequenceMoved, StaleFence, StoreUnavailable
 from schemas.lists import ServedList
 from schemas.runs import LeaseHeld, Release, RunState
 from schemas.settings import StoreSettings
 
+ROOT = Path(__file__).parents[1]
 START = datetime(2026, 3, 4, 2, 30, tzinfo=UTC)
 RUNS = [f"202603{day:02d}_{day:08x}" for day in range(1, 9)]
 OLDER, NEWER, THIRD = RUNS[:3]
@@ -105,8 +108,8 @@ class Changed(SqliteStore):
 
     change: Callable[[Path], object]
 
-    def load(self, run_id: str, lists: Any, fence: int, progress: Callable[[int], None]) -> int:
-        rows = super().load(run_id, lists, fence, progress)
+    def load(self, run_id: str, lists: Any, fence: int, *arguments: Any) -> int:
+        rows = super().load(run_id, lists, fence, *arguments)
         self.change(lists_path(self.folder, run_id))
         return rows
 
@@ -159,11 +162,14 @@ class Site:
         return publish(publisher, run, BuiltLists(run.folder / "build"), Progress())
 
     def roll_back(self, to: str | None = None, store: Any = None) -> Release:
+        store = store or self.store()
+        pointer = store.pointer()
+        left = self.built(pointer.run_id) if pointer else RunFolder(self.folder / "none", "", Progress())
+        chosen = plan(store.runs(), pointer, to, left)
+        with closing(SqliteReader(self.settings.path)) as reader:
+            look(reader, chosen, Progress())
         with self.publisher(store) as publisher:
-            target = rollback_target(publisher, to)
-            live = publisher.store.pointer()
-            assert live
-            return rollback(publisher, target, self.built(live.run_id))
+            return roll_back(publisher, chosen, left)
 
     def states(self) -> dict[str, RunState]:
         return {record.run_id: record.state for record in self.store().runs()}
@@ -396,26 +402,28 @@ def test_after_a_crash_the_next_night_can_publish_too(folder: Path) -> None:
 
 
 def test_a_store_that_fails_once_is_an_error_to_retry_at_once(folder: Path) -> None:
-    """Whichever call fails, the error says retry (exit code 5), the lease is given back, and a retry need not wait."""
+    """Whichever call fails before the flip, the error says retry (exit code 5), and the retry of the same process need
+    not wait, whether the lease could be given back or not. After the flip the run is served, and that is a success."""
+    succeeded = 0
     for point, site, number, when in every_point(folder, [OLDER, NEWER], publish_third):
         store = Scripted(site.store(), number, when, StoreUnavailable)
-        last = point.endswith(", release")
-        if last:  # giving the lease back: all is done by then, and a lease ends by itself
+        raised: StoreUnavailable | None = None
+        try:
             publish_third(site, store)
-        else:
-            with pytest.raises(StoreUnavailable, match=when) as caught:
-                publish_third(site, store)
-            assert (caught.value.exit_code, caught.value.retry) == (5, True), point
-        assert site.served() in (NEWER, THIRD), point
-        if last or (point.startswith("after") and point.endswith(", acquire")):
-            site.clock.move(LEASE_SECONDS + 1)  # the lease that nobody knows of, or that could not be given back
+        except StoreUnavailable as error:
+            raised = error
+        assert (raised is None) == ("flip" in store.calls[:number]), point
+        assert raised is None or (raised.exit_code, raised.retry) == (5, True), point
+        succeeded += raised is None
+        assert site.served() in ((NEWER, THIRD) if raised else (THIRD,)), point
         publish_third(site, site.store())
 
         assert site.served() == THIRD, point
         assert site.states() == {THIRD: RunState.LIVE, NEWER: RunState.RETIRED}, point
+    assert succeeded > 6, "no call after the flip was tried"
 
 
-LEFT_IN = {"load": RunState.LOADING, "flip": RunState.VERIFIED, "drop": RunState.LIVE}
+LEFT_IN = {"load": RunState.LOADING, "flip": RunState.VERIFIED}
 
 
 @pytest.mark.parametrize("call", LEFT_IN)
@@ -430,21 +438,143 @@ def test_the_error_of_a_lost_store_knows_the_state_that_the_run_was_left_in(fold
     assert site.states()[THIRD] is LEFT_IN[call]
 
 
+class Told(Progress):
+    """Keeps what a person would be told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class LostAfterTheFlip(Scripted):
+    """A store that carries out the flip, and never answers again."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if "flip" in self.calls:
+            raise StoreUnavailable(f"{name}: gone")
+        return super().__getattr__(name)
+
+
+def test_a_store_that_is_lost_right_after_the_flip_is_a_warning(folder: Path) -> None:
+    """The run is served, so the night succeeded; states and old runs are done by the next publication."""
+    site = Site(folder, keep=2)
+    site.publish(OLDER)
+    site.publish(NEWER)
+    told = Told()
+    with site.publisher(LostAfterTheFlip(site.store())) as publisher:
+        release = publish(publisher, site.built(THIRD), BuiltLists(site.built(THIRD).folder / "build"), told)
+
+    assert (release.run_id, release.sequence) == (THIRD, 3)
+    assert told.notes[0].startswith(f"warning: run {THIRD} is live")
+    assert site.states() == {THIRD: RunState.VERIFIED, NEWER: RunState.LIVE, OLDER: RunState.RETIRED}
+    assert (site.built(THIRD).read(PUBLISHED) or {})["sequence"] == 3
+
+    site.publish(RUNS[3])
+    assert site.states() == {RUNS[3]: RunState.LIVE, THIRD: RunState.RETIRED}
+
+
 def test_a_publisher_that_slept_too_long_writes_no_more(site: Site) -> None:
     """Whoever took the lease over publishes undisturbed; the sleeper is told by StaleFence, and its run is not live."""
     site.publish(OLDER)
 
     class Slow(SqliteStore):
-        def load(self, run_id: str, lists: Any, fence: int, progress: Callable[[int], None]) -> int:
+        def load(self, run_id: str, lists: Any, fence: int, *arguments: Any) -> int:
             site.clock.move(LEASE_SECONDS + 1)
             site.publish(THIRD)
-            return super().load(run_id, lists, fence, progress)
+            return super().load(run_id, lists, fence, *arguments)
 
     with pytest.raises(StaleFence):
         site.publish(NEWER, Slow(site.settings.path, site.clock))
 
     assert site.served() == THIRD
     assert site.states()[THIRD] is RunState.LIVE
+
+
+# What others left
+
+
+def left(site: Site, run_id: str, state: RunState) -> None:
+    """A publisher of this run died when the run came into this state, and its lease is over."""
+
+    class Dies(SqliteStore):
+        def set_state(self, run_id: str, old: Any, new: RunState, fence: int, rows: int | None = None) -> None:
+            super().set_state(run_id, old, new, fence, rows)
+            if new is state:
+                raise Crash
+
+    with pytest.raises(Crash):
+        site.publish(run_id, Dies(site.settings.path, site.clock))
+    site.clock.move(LEASE_SECONDS + 1)
+    assert site.states()[run_id] is state
+
+
+@pytest.mark.parametrize("state", [RunState.LOADING, RunState.LOADED, RunState.VERIFIED])
+def test_what_a_dead_publisher_left_is_dropped_before_the_next_run_is_loaded(site: Site, state: RunState) -> None:
+    """Room is made first, a person is told, the run is BUILT again, and can still be published where it is not too old."""
+    again = OLDER[:8] + "_ffffffff"
+    left(site, OLDER, state)
+    told, scripted = Told(), Scripted(site.store())
+    run = site.built(again)
+    with site.publisher(scripted) as publisher:
+        publish(publisher, run, BuiltLists(run.folder / "build"), told)
+
+    assert site.states() == {again: RunState.LIVE}
+    assert site.files() == {f"lists_{again}.db"}
+    assert scripted.calls.index("drop") < scripted.calls.index("load")
+    (note,) = told.notes
+    assert note.startswith(f"run {OLDER} was {state} since 2026-03-04 02:30:00 UTC")
+
+
+def test_a_failed_run_loses_its_lists_to_the_next_one(site: Site) -> None:
+    """What was loaded and is not as built takes no space for ever."""
+    store = Changed(site.settings.path, site.clock)
+    store.change = _sql("DELETE FROM lists WHERE kind = 'popular'")
+    with pytest.raises(NotAsBuilt):
+        site.publish(OLDER, store)
+    assert site.files() == {f"lists_{OLDER}.db"}
+    site.publish(NEWER)
+
+    assert (site.states(), site.files()) == ({NEWER: RunState.LIVE}, {f"lists_{NEWER}.db"})
+
+
+def test_a_retry_of_the_same_run_drops_nothing_of_it(site: Site) -> None:
+    """A run that was loaded is only read back by the next try."""
+    left(site, OLDER, RunState.LOADED)
+    scripted = Scripted(site.store())
+    site.publish(OLDER, scripted)
+
+    assert not {"load", "drop"} & set(scripted.calls)
+    assert site.served() == OLDER
+
+
+def test_a_refused_run_cleans_nothing(published: Site) -> None:
+    """Who may not publish changes nothing in the store."""
+    left(published, RUNS[3], RunState.LOADED)
+    with pytest.raises(Refused):
+        published.publish(OLDER)
+
+    assert published.states()[RUNS[3]] is RunState.LOADED
+
+
+def test_the_lease_is_kept_alive_between_drops(folder: Path) -> None:
+    """Many old runs on a slow store: each drop takes most of a lease, and nobody takes it over meanwhile."""
+    site = Site(folder, keep=5)
+    for run_id in RUNS[:6]:
+        site.publish(run_id)
+
+    class Slow(SqliteStore):
+        def drop(self, run_id: str, fence: int) -> None:
+            site.clock.move(LEASE_SECONDS - 1)
+            with pytest.raises(LeaseHeld):
+                self.acquire("another", LEASE_SECONDS)
+            super().drop(run_id, fence)
+
+    site.keep = 2
+    site.publish(RUNS[6], Slow(site.settings.path, site.clock))
+
+    assert site.files() == {f"lists_{run_id}.db" for run_id in RUNS[5:7]}
 
 
 # Read back
@@ -566,7 +696,7 @@ def test_a_bad_run_is_refused_for_ever_and_says_what_to_change(published: Site) 
     with pytest.raises(Refused, match=r"BAD for ever.*mend the input.*--set") as caught:
         published.publish(NEWER)
 
-    assert (caught.value.exit_code, caught.value.state) == (3, None)
+    assert (caught.value.exit_code, caught.value.state) == (3, RunState.BAD)
     assert published.served() == OLDER
     for run_id in RUNS[2:6]:
         published.publish(run_id)
@@ -608,8 +738,8 @@ def test_a_rollback_that_crashes_anywhere_is_finished_by_the_next_publisher(fold
         marked += bad
 
         site.clock.move(LEASE_SECONDS + 1)
-        with site.publisher():
-            pass
+        with site.publisher() as publisher:
+            settle(publisher)
         assert site.served() == (OLDER if bad else NEWER), point
         done, undone = (RunState.BAD, RunState.LIVE), (RunState.LIVE, RunState.RETIRED)
         assert (site.states()[NEWER], site.states()[OLDER]) == (done if bad else undone), point
@@ -635,10 +765,117 @@ def test_a_half_done_rollback_is_finished_with_the_newest_run_that_is_whole(publ
     published.store().set_state(THIRD, RunState.LIVE, RunState.BAD, lease.fence)
     published.store().release(lease)
     lists_path(published.settings.path, NEWER).unlink()
-    with published.publisher():
-        pass
+    with published.publisher() as publisher:
+        settle(publisher)
 
     assert published.served() == OLDER
+
+
+@pytest.mark.parametrize("dies", ["before the flip", "after the flip"])
+def test_the_next_rollback_finishes_one_that_died_and_goes_no_further(published: Site, dies: str) -> None:
+    """It goes where the first one was going, though that was not the default, and its plan says that it only finishes."""
+    published.publish(THIRD)
+    published.publish(RUNS[3])
+    with pytest.raises(Crash):
+        published.roll_back(NEWER, DiesAtTheFlip(published.settings.path, published.clock, dies))
+    published.clock.move(LEASE_SECONDS + 1)
+    store = published.store()
+    chosen = plan(store.runs(), store.pointer(), None, published.built(RUNS[3]))
+    release = published.roll_back()
+
+    assert (chosen.begun, chosen.leaves.run_id, chosen.target.run_id) == (True, RUNS[3], NEWER)
+    assert (release.run_id, release.previous, published.served()) == (NEWER, RUNS[3], NEWER)
+    assert published.states() == {RUNS[3]: RunState.BAD, NEWER: RunState.LIVE, THIRD: RunState.RETIRED}
+
+
+class DiesAtTheFlip(SqliteStore):
+    """A store whose publisher dies there."""
+
+    def __init__(self, folder: Path, clock: Clock, when: str) -> None:
+        super().__init__(folder, clock)
+        self.when = when
+
+    def flip(self, run_id: str, expected_sequence: int, fence: int) -> Release:
+        if self.when == "after the flip":
+            super().flip(run_id, expected_sequence, fence)
+        raise Crash
+
+    def release(self, lease: Any) -> None:
+        raise Crash
+
+
+def test_a_rollback_that_was_looked_at_before_somebody_published_is_not_done(published: Site) -> None:
+    """What the person saw is no more: nobody's night is undone by a prompt that was left open."""
+    store, run = published.store(), published.built(NEWER)
+    chosen = plan(store.runs(), store.pointer(), None, run)
+    published.publish(THIRD)
+    with published.publisher() as publisher, pytest.raises(SequenceMoved, match="look again"):
+        roll_back(publisher, chosen, run)
+
+    assert published.served() == THIRD
+    assert RunState.BAD not in published.states().values()
+    assert run.read(ROLLED_BACK) is None
+
+
+def test_a_target_that_was_pruned_since_it_was_looked_at_leaves_the_live_run_live(published: Site) -> None:
+    """Nothing is marked BAD before it is known where to go."""
+    store, run = published.store(), published.built(NEWER)
+    chosen = plan(store.runs(), store.pointer(), None, run)
+    with published.publisher() as publisher:
+        publisher.drop(next(record for record in store.runs() if record.run_id == OLDER))
+        with pytest.raises(Refused, match=f"{OLDER} was dropped"):
+            roll_back(publisher, chosen, run)
+
+    assert published.states() == {NEWER: RunState.LIVE}
+
+
+def test_a_rollback_drops_nothing(folder: Path) -> None:
+    """Neither old runs nor what dead publishers left: in an incident nothing is thrown away."""
+    site = Site(folder, keep=5)
+    for run_id in RUNS[:4]:
+        site.publish(run_id)
+    left(site, RUNS[4], RunState.LOADED)
+    site.keep = 2
+    before = site.files()
+    site.roll_back()
+
+    assert site.files() == before
+    assert site.states()[RUNS[4]] is RunState.LOADED
+
+
+def test_a_bad_run_is_no_way_back(published: Site) -> None:
+    """Neither by its name nor by default, with its lists still there."""
+    published.publish(THIRD)
+    published.roll_back()
+    with pytest.raises(Refused, match=f"no retired run {THIRD}"):
+        published.roll_back(THIRD)
+    published.roll_back()
+    with pytest.raises(Refused, match="no retired run"):
+        published.roll_back()
+
+    assert published.states() == {THIRD: RunState.BAD, NEWER: RunState.BAD, OLDER: RunState.LIVE}
+
+
+def test_a_run_that_was_rolled_back_elsewhere_is_told_to_its_folder(published: Site) -> None:
+    """A rollback from a machine without the folder: the next publication writes it, so that no night takes it for good."""
+    folder = published.built(NEWER)
+    published.roll_back()
+    (folder.folder / ROLLED_BACK).unlink()
+    published.publish(THIRD)
+
+    assert folder.read(ROLLED_BACK)
+
+
+def test_a_rollback_without_the_run_s_folder_leaves_a_folder_that_says_so(published: Site) -> None:
+    """The night of that run, on this machine, is refused before it starts."""
+    run = published.built(NEWER)
+    store = published.store()
+    chosen = plan(store.runs(), store.pointer(), None, run)
+    shutil.rmtree(run.folder)
+    with published.publisher() as publisher:
+        roll_back(publisher, chosen, run)
+
+    assert (run.read(ROLLED_BACK) or {})["to"] == OLDER
 
 
 # Old runs
@@ -668,6 +905,38 @@ def test_prune_honours_the_grace_of_a_run_that_was_just_live(folder: Path) -> No
     site.clock.move(1)
     site.publish(RUNS[4])
     assert set(site.states()) == set(RUNS[1:5])
+
+
+def test_a_bad_run_has_its_grace_from_when_the_pointer_left_it(folder: Path) -> None:
+    """It was marked BAD by a rollback that died, and served for hours more: services lag the flip, not the mark."""
+    site = Site(folder, keep=2, grace=600)
+    site.publish(OLDER)
+    site.publish(NEWER)
+    with pytest.raises(Crash):
+        site.roll_back(store=DiesAtTheFlip(site.settings.path, site.clock, "before the flip"))
+    site.clock.move(7_200)
+    site.publish(THIRD)
+    assert lists_path(site.settings.path, NEWER).exists()
+    site.clock.move(600)
+    site.publish(RUNS[3])
+
+    assert not lists_path(site.settings.path, NEWER).exists()
+
+
+def test_the_lists_of_a_bad_run_are_dropped_once(folder: Path) -> None:
+    """It is remembered for ever; that need not cost a DROP TABLE a night."""
+    site = Site(folder)
+    site.publish(OLDER)
+    site.publish(NEWER)
+    site.roll_back()
+    dropped = []
+    for run_id in RUNS[2:4]:
+        scripted = Scripted(site.store())
+        site.publish(run_id, scripted)
+        dropped.append(scripted.calls.count("drop"))
+
+    assert dropped == [1, 0]
+    assert site.states()[NEWER] is RunState.BAD
 
 
 def test_prune_never_drops_the_live_run(published: Site) -> None:
@@ -767,6 +1036,76 @@ def test_the_lease_of_a_publisher_that_may_be_alive_is_respected(published: Site
     assert published.served() == THIRD
 
 
+TERMINATED = """
+import sys, time
+from pathlib import Path
+from jobs.commands.options import terminable
+from tests import test_publish as t
+
+class Slow(t.SqliteStore):
+    def load(self, *args, **kwargs):
+        print("loading", flush=True)
+        time.sleep(60)
+
+site = t.Site(Path(sys.argv[1]))
+with terminable():
+    site.publish(t.NEWER, Slow(site.settings.path, site.clock))
+"""
+
+
+def test_sigterm_gives_the_lease_back_and_leaves_a_run_that_is_gone_on_with(site: Site) -> None:
+    """A scheduler that ends a night does not make the next try wait, on whatever host."""
+    site.publish(OLDER)
+    night = subprocess.Popen(
+        [sys.executable, "-c", TERMINATED, str(site.folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert night.stdout
+    assert night.stdout.readline() == "loading\n"
+    night.terminate()
+    night.communicate()
+
+    assert night.returncode == 143
+    assert site.store().holder() is None
+    assert site.states() == {OLDER: RunState.LIVE, NEWER: RunState.LOADING}
+    site.publish(NEWER)
+    assert site.served() == NEWER
+
+
+def test_a_lease_can_be_taken_over_on_purpose_and_its_holder_writes_no_more(published: Site) -> None:
+    """A rollback need not wait for a load of hours; the publisher at work learns it by StaleFence."""
+    with published.publisher() as first:
+        with publishing(first.store, first.reader, published.settings, published.clock, take_over=True) as second:
+            store = published.store()
+            chosen = plan(store.runs(), store.pointer(), None, published.built(NEWER))
+            roll_back(second, chosen, published.built(NEWER))
+        with pytest.raises(StaleFence):
+            published.publish_under(first, THIRD)
+
+    assert published.served() == OLDER
+
+
+def test_a_lease_is_waited_for_until_its_holder_shows_that_it_lives(published: Site) -> None:
+    """A dead one's ends; one that is renewed is reported at once, not waited for for hours."""
+    store, told = published.store(), []
+    lease = store.acquire("night-2:1", LEASE_SECONDS)
+    wait_for_lease(store, published.clock, told.append, published.clock.move)
+    assert published.clock.now == START + timedelta(seconds=LEASE_SECONDS)
+    assert told == ["waiting for the lease of night-2:1, until 02:31:00 UTC unless it is renewed"]
+
+    def renewing(seconds: float) -> None:
+        published.clock.move(seconds)
+        store.renew(lease, LEASE_SECONDS)
+
+    store.renew(lease, LEASE_SECONDS)
+    with pytest.raises(LeaseHeld, match="night-2:1"):
+        wait_for_lease(store, published.clock, told.append, renewing)
+    assert published.clock.now < START + timedelta(seconds=LEASE_SECONDS + 5)
+
+    store.release(lease)
+    wait_for_lease(store, published.clock, told.append, published.clock.move)
+    assert len(told) == 2
+
+
 def test_what_is_no_run_of_ours_is_refused_by_the_store(site: Site) -> None:
     """A folder whose name can't name a table never reaches the DDL."""
     with pytest.raises((ValueError, NightlistError)):
@@ -779,8 +1118,8 @@ def test_a_state_that_somebody_else_changed_stops_the_publication(site: Site) ->
     site.publish(OLDER)
 
     class Meddled(SqliteStore):
-        def load(self, run_id: str, lists: Any, fence: int, progress: Callable[[int], None]) -> int:
-            rows = super().load(run_id, lists, fence, progress)
+        def load(self, run_id: str, lists: Any, fence: int, *arguments: Any) -> int:
+            rows = super().load(run_id, lists, fence, *arguments)
             self.set_state(run_id, RunState.LOADING, RunState.FAILED, fence)
             return rows
 

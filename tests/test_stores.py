@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -45,6 +45,7 @@ from schemas.lists import ALL, KINDS, ServedList, popular_key
 from schemas.runs import IN_MANIFEST, TRANSITIONS, LeaseHeld, Release, RunState
 from schemas.settings import StoreSettings
 from tests.cassandra import Node
+from tests.memory import OnePart
 
 ROOT = Path(__file__).parent.parent
 START = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
@@ -121,20 +122,6 @@ class Pair:
 
     def state(self, run_id: str) -> RunState | None:
         return next((run.state for run in self.store.runs() if run.run_id == run_id), None)
-
-
-class OnePart:
-    """Lists in memory, which no second process takes a part of."""
-
-    def __init__(self, lists: Iterable[ServedList]) -> None:
-        self.lists = lists
-
-    def __iter__(self) -> Iterator[ServedList]:
-        return iter(self.lists)
-
-    def each_part(self, write: Callable[[Iterator[ServedList]], int], progress: Callable[[int], None]) -> int:
-        progress(written := write(iter(self.lists)))
-        return written
 
 
 def ignore(rows: int) -> None:
@@ -695,6 +682,7 @@ def test_a_dropped_run_is_gone(pair: Pair) -> None:
     pair.publish(NEXT, some_lists())
     assert pair.reader.get(RUN, "user", "u0") is not None
     fence = pair.store.acquire("prune", 60).fence
+    pair.store.set_state(RUN, RunState.RETIRED, RunState.FAILED, fence)
     pair.store.drop(RUN, fence)
 
     assert (pair.state(RUN), pair.store.size(RUN)) == (None, 0)
@@ -707,11 +695,47 @@ def test_a_dropped_run_is_gone(pair: Pair) -> None:
 def test_dropping_twice_and_dropping_what_never_was_has_no_effect(pair: Pair, fence: int) -> None:
     """A prune that was interrupted is simply run again."""
     pair.load(RUN, some_lists(), fence)
+    pair.store.set_state(RUN, RunState.LOADED, RunState.FAILED, fence)
     for _ in range(2):
         pair.store.drop(RUN, fence)
     pair.store.drop(THIRD, fence)
 
     assert pair.store.runs() == []
+
+
+@pytest.mark.parametrize("state", [state for state in PATHS if state not in (RunState.FAILED, RunState.BAD)])
+def test_only_a_run_that_can_never_be_served_loses_its_lists(pair: Pair, fence: int, state: RunState) -> None:
+    """A rollback may go to a retired run, and a retry goes on with one on its way: both become FAILED before they go."""
+    bring_to(pair, RUN, state, fence)
+    with pytest.raises(IllegalTransition, match=f"{RUN} is {state}"):
+        pair.store.drop(RUN, fence)
+
+    assert pair.state(RUN) is state
+
+
+def test_the_run_that_the_pointer_left_knows_when(pair: Pair) -> None:
+    """However long before it was marked BAD, and whoever marks it: it was served until the flip."""
+    pair.publish(RUN, some_lists())
+    live = pair.publish(NEXT, some_lists())
+    fence = pair.store.acquire("rollback", 3600).fence
+    pair.store.set_state(NEXT, RunState.LIVE, RunState.BAD, fence)
+    pair.clock.move(600)
+    pair.store.flip(RUN, live.sequence, fence)
+    changed = {run.run_id: run.changed_at for run in pair.store.runs()}
+
+    assert changed == {NEXT: START + timedelta(seconds=600), RUN: START}
+
+
+def test_the_holder_of_the_lease_is_known_until_it_is_given_back(pair: Pair) -> None:
+    """Also when it is over, and after a renewal: whoever asks sees what a publisher would."""
+    assert pair.store.holder() is None
+    lease = pair.store.acquire("host:1", 60)
+    assert pair.store.holder() == lease
+    pair.clock.move(61)
+    assert pair.another_store().holder() == lease
+    pair.store.release(pair.store.renew(lease, 60))
+
+    assert pair.store.holder() is None
 
 
 def test_the_live_run_is_never_dropped(pair: Pair) -> None:
@@ -750,6 +774,53 @@ def test_preparing_twice_keeps_everything(pair: Pair) -> None:
     pair.store.prepare()
 
     assert (pair.store.pointer(), pair.state(RUN)) == (live, RunState.LIVE)
+
+
+def test_many_lists_come_at_once(pair: Pair) -> None:
+    """Each as `get` gives it, of any kind, whatever the key; those that the run has not are left out."""
+    lists = [one_list(key, key, kind=kind) for key in AWKWARD for kind in KINDS] + [one_list("seen everything")]
+    pair.publish(RUN, lists)
+    absent = [("user", "nobody"), ("similar", "seen everything"), ("popular", "x" * 511)]
+    keys: Any = [(served.kind, served.key) for served in lists]
+    for until in (None, time.monotonic() + 60):
+        pair.reader.probe(RUN)
+        found = pair.reader.get_many(RUN, [*keys, *absent, *keys[:3]], until)
+
+        assert found == by_key(lists)
+        assert all(pair.reader.get(RUN, kind, key, until) == found[kind, key] for kind, key in keys)
+        assert pair.reader.get(RUN, "user", "nobody", until) is None
+    assert pair.reader.get_many(RUN, []) == {}
+
+
+def test_nobody_waits_for_a_list_past_the_moment_that_was_said(pair: Pair) -> None:
+    """A moment that is past reads nothing; the reader is as good as before."""
+    pair.publish(RUN, some_lists())
+    pair.reader.probe(RUN)
+    key = some_lists()[0].key
+    for read in (
+        lambda: pair.reader.get(RUN, "user", key, time.monotonic() - 0.001),
+        lambda: pair.reader.get_many(RUN, [("user", key)], time.monotonic() - 0.001),
+    ):
+        with pytest.raises(StoreUnavailable, match="no time is left"):
+            read()
+
+    assert pair.reader.get(RUN, "user", key, time.monotonic() + 60) == some_lists()[0]
+
+
+def test_many_lists_of_a_run_that_is_gone_are_unreadable(pair: Pair) -> None:
+    """As one is: dropped before or after it was opened."""
+    pair.publish(RUN, some_lists())
+    pair.publish(NEXT, some_lists())
+    pair.reader.probe(RUN)
+    fence = pair.store.acquire("pruner", 60).fence
+    pair.store.set_state(RUN, RunState.RETIRED, RunState.FAILED, fence)
+    pair.store.drop(RUN, fence)
+    keys: Any = [("user", some_lists()[0].key), ("user", "nobody")]
+    for reader in (pair.reader, pair.another_reader()):
+        with pytest.raises(RunUnreadable, match=RUN):
+            reader.get_many(RUN, keys)
+    with pytest.raises(RunUnreadable, match=RUN):
+        pair.reader.get_many(RUN, keys, time.monotonic() + 60)
 
 
 def test_readers_work_in_several_threads(pair: Pair) -> None:

@@ -53,6 +53,9 @@ runs = "runs"
 
 [store]
 path = "store"
+
+[auth]
+open = true  # whoever is on this machine may ask, and nobody else
 """
 SHOWN = 8
 """Titles a column."""

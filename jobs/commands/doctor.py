@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +19,14 @@ from rich.console import Console
 from jobs.commands.options import config_option, failing, json_option, print_json
 from jobs.config import RootSettings, load_settings
 from jobs.inputs import first_line
+from jobs.run import now
 from jobs.spark import java, session
+from jobs.stores import open_store
 from lookup_api.readers import open_reader
 from schemas.errors import NightlistError
+
+CLOCKS_APART = 5.0
+"""Seconds by which machines' clocks may differ; leases and grace are counted by them."""
 
 Check = Callable[[RootSettings], str]
 """Says what it found; raises NightlistError, whose message says what to do."""
@@ -127,6 +133,25 @@ def check_store(settings: RootSettings) -> str:
     )
 
 
+def check_clock(settings: RootSettings) -> str:
+    """This machine's clock is not behind those of the machines that published; one that is ahead shows on the others."""
+    store = open_store(settings.store)
+    try:
+        pointer, held, at = store.pointer(), store.holder(), now()
+        times = [record.changed_at for record in store.runs()]
+    finally:
+        store.close()
+    times += [pointer.published_at] if pointer else []
+    times += [held.expires_at - timedelta(seconds=settings.store.lease_seconds)] if held else []
+    ahead = max(((time - at).total_seconds() for time in times), default=0.0)
+    if ahead > CLOCKS_APART:
+        raise NightlistError(
+            f"the store holds a time {ahead:.0f} s from now: this machine's clock is behind, or one that published was ahead; "
+            "compare `date -u` on all machines that publish, and keep them by NTP"
+        )
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC, nothing in the store is later"
+
+
 def check_permissions(settings: RootSettings) -> str:
     """Folders that a night writes to can be written to."""
     folders = [settings.paths.runs, *([settings.store.path] if settings.store.backend == "sqlite" else [])]
@@ -148,6 +173,7 @@ CHECKS: dict[str, Check] = {
     "java": check_java,
     "spark": check_spark,
     "store": check_store,
+    "clock": check_clock,
     "permissions": check_permissions,
 }
 

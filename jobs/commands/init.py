@@ -13,6 +13,7 @@ from jobs.commands.options import config_option, failing
 from jobs.config import RootSettings, load_settings, settings_class
 from jobs.stores import open_store
 from schemas.errors import ConfigError
+from schemas.settings import CassandraSettings
 
 HEAD = """\
 # Nightlist: recommendation lists made at night, published like a release, handed out by day.
@@ -81,12 +82,21 @@ def toml(value: Any) -> str:
     "--store",
     "make_store",
     is_flag=True,
-    help="Instead, make the store that the file names: its folder or its keyspace.",
+    help="Instead, make the store that the file names: its folder, or its keyspace and the roles of night and service.",
 )
-def init(config: Path, force: bool, make_store: bool) -> None:
+@click.option(
+    "--secrets",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --store: folder for the roles' passwords; default: secrets/ beside the configuration.",
+)
+@click.option("--dry-run", is_flag=True, help="With --store: only show what would be made.")
+def init(config: Path, force: bool, make_store: bool, secrets: Path | None, dry_run: bool) -> None:
     """Write a commented nightlist.toml, with every setting, its meaning and its default; or make the store."""
     with failing():
-        _make_store(load_settings(config)) if make_store else _write(config, force)
+        if not make_store:
+            _write(config, force)
+        else:
+            _make_store(load_settings(config), secrets or config.parent / "secrets", dry_run)
 
 
 def _write(config: Path, force: bool) -> None:
@@ -97,11 +107,36 @@ def _write(config: Path, force: bool) -> None:
     click.echo(f"wrote {config}; next: set [input] events, then `nightlist validate --config {config}`", err=True)
 
 
-def _make_store(settings: RootSettings) -> None:
+def _make_store(settings: RootSettings, secrets: Path, dry_run: bool) -> None:
+    cassandra = settings.store.cassandra if settings.store.backend == "cassandra" else None
+    if dry_run:
+        click.echo("\n".join(_planned(cassandra)) if cassandra else f"a folder {settings.store.path}")
+        return
     store = open_store(settings.store)
     try:
         store.create()
     finally:
         store.close()
-    where = settings.store.cassandra.keyspace if settings.store.backend == "cassandra" else settings.store.path
+    if cassandra:
+        _make_roles(cassandra, secrets)
+    where = cassandra.keyspace if cassandra else settings.store.path
     click.echo(f"{settings.store.backend} is ready in {where}; next: `nightlist nightly --date ...`", err=True)
+
+
+def _planned(cassandra: CassandraSettings) -> list[str]:
+    from jobs.stores._roles import planned
+
+    return planned(cassandra)
+
+
+def _make_roles(cassandra: CassandraSettings, secrets: Path) -> None:
+    from jobs.stores._roles import make_roles, password_file
+
+    for told in make_roles(cassandra, secrets):
+        click.echo(told, err=True)
+    written = password_file(cassandra, secrets.resolve(), "publisher")
+    if written.exists():
+        click.echo(
+            "in nightlist.toml of the night; for the service, with reader in the place of publisher:\n", err=True
+        )
+        click.echo(f'[store.cassandra]\nusername = "{written.name}"\npassword_file = "{written}"')

@@ -1,7 +1,9 @@
 """What commands share: options, how errors end them, and the JSON line for machines."""
 
 import json
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,6 +68,31 @@ set_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
 
 
+class Terminated(SystemExit):
+    """SIGTERM came: the command ends as it does on an error, so that a lease is given back and the summary is printed."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated in here, once: Python would end on the spot, and a publisher's lease would live on."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
 @contextmanager
 def failing() -> Iterator[None]:
     """End the command with the error's message and exit code, without a traceback where the error is one of ours."""
@@ -81,10 +108,14 @@ def reporting(report: ReportType, as_json: bool) -> Iterator[ReportType]:
     """Print the report however the command ends (but for errors of usage and configuration), and exit with the error's code."""
     code = 0
     try:
-        yield report
+        with terminable():
+            yield report
     except ConfigError as error:
         _say(error)
         sys.exit(error.exit_code)
+    except Terminated:
+        report.error, code = "ended by SIGTERM; the same command goes on from there", 128 + signal.SIGTERM
+        click.echo(f"error: {report.error}", err=True)
     except Exception as error:
         report.error, code = told(error)
     if as_json:

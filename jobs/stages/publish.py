@@ -1,27 +1,26 @@
-"""Stage 9: a passed run becomes the live one: load, verify by reading back, flip the pointer last. And the way back.
+"""Stage 9: a passed run becomes the live one: load, verify by reading back, flip the pointer last.
 
 Written is not served: a crash between any two steps leaves last night's lists served, and the same call goes on from there.
+What comes after the flip (states, old runs) can wait for the next publication: the run is served.
 """
 
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
+from jobs.lease import leased
 from jobs.lists import BuiltLists
+from jobs.old_runs import abandoned, outdated, settled, ways_back
 from jobs.progress import Progress
+from jobs.readback import difference
 from jobs.run import PUBLISHED, ROLLED_BACK, RunFolder
 from jobs.stores import Store
 from lookup_api.readers import Reader
-from schemas.errors import NightlistError, Refused, RunUnreadable
-from schemas.lists import ServedList
-from schemas.runs import Lease, LeaseHeld, Release, RunRecord, RunState, day_of
+from schemas.errors import NightlistError, Refused, RunUnreadable, SequenceMoved
+from schemas.runs import Lease, Release, RunRecord, RunState, day_of
 from schemas.settings import StoreSettings
-
-WAS_LIVE = (RunState.LIVE, RunState.RETIRED, RunState.BAD)
-"""States of runs that the pointer named once."""
 
 
 class NotAsBuilt(NightlistError):
@@ -39,8 +38,8 @@ class Publisher:
     settings: StoreSettings
     lease: Lease
     clock: Callable[[], datetime]
-    reached: RunState | None = None
-    """The last state that a run was moved to."""
+    reached: dict[str, RunState] = field(default_factory=dict)
+    """The last state that each run was moved to, or found in."""
 
     def keep_lease(self) -> None:
         """Renew when half of the lease is over; raises StaleFence when somebody else took it."""
@@ -54,103 +53,77 @@ class Publisher:
     def move(self, run_id: str, old: RunState | None, new: RunState, rows: int | None = None) -> None:
         """One transition of a run's state."""
         self.store.set_state(run_id, old, new, self.lease.fence, rows)
-        self.reached = new
+        self.reached[run_id] = new
 
     def flip(self, run_id: str) -> Release:
         """Point the release at a run, from where it stands now."""
         pointer = self.store.pointer()
         return self.store.flip(run_id, pointer.sequence if pointer else 0, self.lease.fence)
 
+    def drop(self, record: RunRecord) -> None:
+        """Drop a run's lists, once no rollback can go to it any more."""
+        self.keep_lease()
+        if record.state not in (RunState.FAILED, RunState.BAD):
+            self.move(record.run_id, record.state, RunState.FAILED)
+        self.store.drop(record.run_id, self.lease.fence)
+
 
 @contextmanager
 def publishing(
-    store: Store, reader: Reader, settings: StoreSettings, clock: Callable[[], datetime]
+    store: Store, reader: Reader, settings: StoreSettings, clock: Callable[[], datetime], take_over: bool = False
 ) -> Iterator[Publisher]:
-    """The right to publish, for as long as the context lasts. Raises LeaseHeld, StoreUnavailable.
-
-    What a publisher that died left between two steps is settled first.
-    """
+    """The right to publish, for as long as the context lasts. Raises LeaseHeld, unless `take_over`; StoreUnavailable."""
     store.prepare()
-    publisher = Publisher(store, reader, settings, _acquire(store, settings.lease_seconds), clock)
-    try:
-        _settle(publisher)
-        yield publisher
-    finally:
-        with suppress(NightlistError):  # a lease that can't be given back ends by itself, and hides no error before it
-            store.release(publisher.lease)
+    with leased(store, settings.lease_seconds, take_over) as lease:
+        yield Publisher(store, reader, settings, lease, clock)
 
 
 def publish(publisher: Publisher, run: RunFolder, lists: BuiltLists, progress: Progress) -> Release:
     """Make a built run, whose lists these are, the live one, from whatever state an earlier try left it in; without effect when it is live.
 
-    Raises Refused for a run that may not be published, NotAsBuilt, StoreUnavailable, StaleFence.
+    What publishers that died left of other runs is settled and dropped first. Raises Refused for a run that may not be
+    published, NotAsBuilt, StoreUnavailable, StaleFence; never after the flip.
     """
     try:
+        settle(publisher)
         release = _publish(publisher, lists, run.run_id, progress)
-        run.write(PUBLISHED, {"sequence": release.sequence, "published_at": release.published_at.isoformat()})
-        _prune(publisher)
     except NightlistError as error:
-        error.state = publisher.reached
+        error.state = publisher.reached.get(run.run_id)
         raise
+    run.write(PUBLISHED, {"sequence": release.sequence, "published_at": release.published_at.isoformat()})
+    try:
+        settle(publisher)
+        _prune(publisher)
+        _tell_folders(publisher, run.folder.parent)
+    except (NightlistError, OSError) as error:
+        progress.note(f"warning: run {run.run_id} is live, what is left to do is done by the next publication: {error}")
     return release
 
 
 def _publish(publisher: Publisher, lists: BuiltLists, run_id: str, progress: Progress) -> Release:
-    record = publisher.record(run_id)
-    _refuse(record, publisher.store.pointer(), run_id)
-    state = publisher.reached = record.state if record else None
-    if state not in (RunState.LOADED, RunState.VERIFIED, RunState.LIVE):
+    record, pointer = publisher.record(run_id), publisher.store.pointer()
+    state = record.state if record else None
+    if state:
+        publisher.reached[run_id] = state
+    _refuse(record, pointer, run_id)
+    _make_room(publisher, run_id, progress)
+    if state is RunState.LIVE:
+        return _named(pointer, run_id)
+    if state not in (RunState.LOADED, RunState.VERIFIED):
         publisher.move(run_id, state, RunState.LOADING)
-        _load(publisher, run_id, lists, progress)
+        _load(publisher, run_id, lists, progress, resume=state is RunState.LOADING)
         state = RunState.LOADED
     if state is RunState.LOADED:
         _verify(publisher, run_id, lists)
-        state = RunState.VERIFIED
-    if state is RunState.VERIFIED:
-        publisher.flip(run_id)
-        _settle(publisher)
-        publisher.reached = RunState.LIVE
-    release = publisher.store.pointer()
-    assert release, "the flip was ours, under our lease"
-    assert release.run_id == run_id, "the flip was ours, under our lease"
+    release = publisher.flip(run_id)
+    publisher.reached[run_id] = RunState.LIVE
     return release
 
 
-def rollback(publisher: Publisher, target: str, live: RunFolder) -> Release:
-    """Point the release back at `target`, and mark the run that was live BAD for ever. Raises Refused.
-
-    Its folder is told first: a rollback that dies on the way is never taken for last night's good run.
-    """
-    live.write(ROLLED_BACK, {"to": target, "at": publisher.clock().isoformat()})
-    publisher.move(live.run_id, RunState.LIVE, RunState.BAD)
-    release = publisher.flip(target)
-    _settle(publisher)
-    return release
-
-
-def rollback_target(publisher: Publisher, wanted: str | None) -> str:
-    """The run that a rollback would go to: `wanted`, or the newest retired one. Raises Refused where it is not whole."""
-    retired = [record for record in publisher.store.runs() if record.state is RunState.RETIRED]
-    if not publisher.store.pointer():
-        raise Refused("nothing is published yet: there is nothing to roll back")
-    chosen = [record for record in retired if wanted in (None, record.run_id)]
-    if not chosen:
-        known = ", ".join(record.run_id for record in retired) or "none"
-        raise Refused(f"no retired run {wanted or ''} to go back to; retired: {known}; see `nightlist runs`")
-    newest = max(chosen, key=lambda record: record.changed_at)
-    rows = _readable_rows(publisher, newest.run_id)
-    if rows != newest.rows:
-        raise Refused(
-            f"run {newest.run_id} holds {rows} lists where {newest.rows} were published; choose another with --to"
-        )
-    return newest.run_id
-
-
-def _readable_rows(publisher: Publisher, run_id: str) -> int:
-    try:
-        return sum(1 for _ in publisher.reader.scan(run_id))
-    except RunUnreadable:
-        return 0
+def _named(pointer: Release | None, run_id: str) -> Release:
+    if pointer is None or pointer.run_id != run_id:
+        raise SequenceMoved(f"run {run_id} is no longer live: somebody else published; `nightlist runs` shows what is")
+    return pointer
 
 
 def _refuse(record: RunRecord | None, pointer: Release | None, run_id: str) -> None:
@@ -173,7 +146,8 @@ def bad(run_id: str) -> Refused:
     )
 
 
-def _load(publisher: Publisher, run_id: str, lists: BuiltLists, progress: Progress) -> None:
+def _load(publisher: Publisher, run_id: str, lists: BuiltLists, progress: Progress, resume: bool) -> None:
+    """Goes on where an abandoned load stopped (`resume`), where the store still has what it had; else loads anew."""
     written = [0]
 
     def on_progress(rows: int) -> None:
@@ -181,94 +155,86 @@ def _load(publisher: Publisher, run_id: str, lists: BuiltLists, progress: Progre
         publisher.keep_lease()
 
     with progress.watch("load", len(lists), lambda: written[0]):
-        rows = publisher.store.load(run_id, lists, publisher.lease.fence, on_progress)
+        rows = publisher.store.load(run_id, lists, publisher.lease.fence, on_progress, resume)
+        if resume and _wrong(publisher, run_id, lists):  # nodes that died may have lost what they had acknowledged
+            rows = publisher.store.load(run_id, lists, publisher.lease.fence, on_progress)
     publisher.move(run_id, RunState.LOADING, RunState.LOADED, rows)
 
 
 def _verify(publisher: Publisher, run_id: str, lists: BuiltLists) -> None:
     """Read every list back, as the service will, and compare it with what was built."""
-    expected = {(built.kind, built.key): _fingerprint(built) for built in lists}
-    twice, wrong, foreign = len(lists) - len(expected), 0, 0
-    try:
-        for number, found in enumerate(publisher.reader.scan(run_id)):
-            if number % 10_000 == 0:
-                publisher.keep_lease()
-            fingerprint = expected.pop((found.kind, found.key), None)
-            foreign += fingerprint is None
-            wrong += fingerprint not in (None, _fingerprint(found))
-    except RunUnreadable as error:
+    if wrong := _wrong(publisher, run_id, lists):
         publisher.move(run_id, RunState.LOADED, RunState.FAILED)
-        raise NotAsBuilt(f"run {run_id} can't be read back: {error}; start the night again to load it anew") from None
-    if expected or wrong or foreign or twice:
-        publisher.move(run_id, RunState.LOADED, RunState.FAILED)
-        raise NotAsBuilt(
-            f"run {run_id} read back: {len(expected)} lists missing, {foreign} foreign, {wrong} different, {twice} of a key "
-            f"that another one has; last night's lists stay; start the night again to load it anew"
-        )
+        raise NotAsBuilt(f"run {run_id} {wrong}; last night's lists stay; start the night again to load it anew")
     publisher.move(run_id, RunState.LOADED, RunState.VERIFIED)
 
 
-def _fingerprint(served: ServedList) -> int:
-    return hash((served.items, served.scores, served.sources, served.scored_at))
+def _wrong(publisher: Publisher, run_id: str, lists: BuiltLists) -> str | None:
+    """What is wrong with the run in the store, in words."""
+    try:
+        found = difference(lists, publisher.reader, publisher.settings, run_id, publisher.keep_lease)
+    except RunUnreadable as error:
+        return f"can't be read back: {error}"
+    return found and f"read back: {found}"
 
 
-def _settle(publisher: Publisher) -> None:
-    """Make the states say what the pointer says: the run that it names is LIVE, and no other is."""
+def settle(publisher: Publisher) -> None:
+    """Make the states say what the pointer says: the run that it names is LIVE, and no other is.
+
+    A rollback that died between its two steps is finished first, with the newest run that is whole; where there is none, the
+    next night is the way out.
+    """
     pointer = publisher.store.pointer()
-    if not pointer:
-        return
-    live = publisher.record(pointer.run_id)
-    if live and live.state is RunState.BAD:  # a rollback that died between its two steps
-        target = _whole(publisher)
-        if target:
-            publisher.flip(target)
-            _settle(publisher)
-        return
-    for record in publisher.store.runs():
-        named = record.run_id == pointer.run_id
-        if named and record.state in (RunState.VERIFIED, RunState.RETIRED):
-            publisher.move(record.run_id, record.state, RunState.LIVE)
-        if not named and record.state is RunState.LIVE:
-            publisher.move(record.run_id, RunState.LIVE, RunState.RETIRED)
+    records = publisher.store.runs()
+    live = next((record for record in records if pointer and record.run_id == pointer.run_id), None)
+    if live and live.state is RunState.BAD:
+        whole = (r for r in ways_back(settled(records, pointer)) if _readable_rows(publisher, r.run_id) == r.rows)
+        target = next(whole, None)
+        if target is None:
+            return
+        pointer = publisher.flip(target.run_id)
+    settle_states(publisher, records, pointer)
 
 
-def _whole(publisher: Publisher) -> str | None:
-    """The newest retired run that lost nothing, if there is one: where there is none, the next night is the way out."""
-    retired = [record for record in publisher.store.runs() if record.state is RunState.RETIRED]
-    newest_first = sorted(retired, key=lambda record: record.changed_at, reverse=True)
-    return next((r.run_id for r in newest_first if _readable_rows(publisher, r.run_id) == r.rows), None)
+def settle_states(publisher: Publisher, records: Iterable[RunRecord], pointer: Release | None) -> None:
+    """The states of these records as the pointer has them."""
+    for before, after in zip(records, settled(records, pointer), strict=True):
+        if after.state is not before.state:
+            publisher.move(before.run_id, before.state, after.state)
+
+
+def _make_room(publisher: Publisher, run_id: str, progress: Progress) -> None:
+    """Drop what publishers that died, or loads that failed, left of other runs: it may be as large as what is to be loaded."""
+    for record in abandoned(publisher.store.runs(), but=run_id):
+        publisher.drop(record)
+        since = f"{record.changed_at:%Y-%m-%d %H:%M:%S} UTC"
+        progress.note(
+            f"run {record.run_id} was {record.state} since {since}, and nobody's: its lists are dropped, its Parquet stays"
+        )
+
+
+def _readable_rows(publisher: Publisher, run_id: str) -> int:
+    rows = 0
+    try:
+        for _ in publisher.reader.scan(run_id):
+            rows += 1
+            if rows % 10_000 == 0:
+                publisher.keep_lease()
+    except RunUnreadable:
+        return 0
+    return rows
 
 
 def _prune(publisher: Publisher) -> None:
     """Drop the lists of all but the newest `keep` good runs, never of one that the pointer named within `grace_seconds`."""
-    records = [record for record in publisher.store.runs() if record.state in WAS_LIVE]
-    good = [record for record in records if record.state is not RunState.BAD]
-    good.sort(key=lambda record: (record.state is RunState.LIVE, record.changed_at))
-    kept = {record.run_id for record in good[-publisher.settings.keep :]}
-    begin = publisher.clock() - timedelta(seconds=publisher.settings.grace_seconds)
-    for record in records:
-        if record.run_id not in kept and record.changed_at <= begin:
-            publisher.store.drop(record.run_id, publisher.lease.fence)
+    keep, grace = publisher.settings.keep, publisher.settings.grace_seconds
+    for record in outdated(publisher.store.runs(), keep, grace, publisher.clock()):
+        publisher.drop(record)
 
 
-def _acquire(store: Store, ttl: float) -> Lease:
-    """The lease; one whose holder died on this very host need not be waited for."""
-    host = socket.gethostname()
-    try:
-        return store.acquire(f"{host}:{os.getpid()}", ttl)
-    except LeaseHeld as held:
-        holder, _, pid = held.lease.owner.rpartition(":")
-        if holder != host or not pid.isdigit() or _is_alive(int(pid)):
-            raise
-        store.release(held.lease)
-        return store.acquire(f"{host}:{os.getpid()}", ttl)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _tell_folders(publisher: Publisher, runs: Path) -> None:
+    """A run that was rolled back from a machine without its folder must not be taken for last night's good one."""
+    for record in publisher.store.runs():
+        run = RunFolder(runs / record.run_id, "", Progress())
+        if record.state is RunState.BAD and run.folder.exists() and not run.read(ROLLED_BACK):
+            run.write(ROLLED_BACK, {"to": None, "at": record.changed_at.isoformat()})

@@ -6,6 +6,7 @@ The order in which they are called, and what a crash between two of them means, 
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from jobs.lists import Write
 from lookup_api.readers import implementation
 from schemas.lists import ServedList
 from schemas.runs import Lease, Release, RunRecord, RunState
@@ -18,9 +19,10 @@ class Lists(Protocol):
     def __iter__(self) -> Iterator[ServedList]:
         """Every list once."""
 
-    def each_part(self, write: Callable[[Iterator[ServedList]], int], progress: Callable[[int], None]) -> int:
-        """`write` (which travels to other processes: a module's function, or a partial) on each part, several at once
-        where there are workers. Returns the sum of what it returned; `progress` is told the sum so far, every now and then.
+    def each_part(self, write: Write, into: str, progress: Callable[[int], None]) -> int:
+        """`write` (which travels to other processes: a module's function, or a partial) on all parts that were not yet
+        written whole into what `into` names, several at once where there are workers. Returns the rows of all parts,
+        those written before too; `progress` is told the sum so far, every now and then.
         """
 
 
@@ -47,6 +49,9 @@ class Store(Protocol):
     def release(self, lease: Lease) -> None:
         """End the lease; without effect when it was superseded."""
 
+    def holder(self) -> Lease | None:
+        """The lease that was granted last, where it was not given back; it may be over."""
+
     def runs(self) -> list[RunRecord]:
         """All runs that the store knows, newest name first; none where it was never prepared."""
 
@@ -59,25 +64,28 @@ class Store(Protocol):
         Raises IllegalTransition when the run is not in `old` or the table of transitions forbids the change.
         """
 
-    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None]) -> int:
-        """Write all lists of a LOADING run into its own, new table, and return how many rows were written.
+    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None], resume: bool = False) -> int:
+        """Write all lists of a LOADING run into its own, new table, and return how many rows it has now.
 
-        What an earlier, broken load of the run left is dropped first. `progress` is told rows written so far.
-        Raises IllegalTransition unless the run is LOADING; ValueError on a (kind, key) given twice and on what is no
-        list (see `schemas.lists.check_list`). A load that raises leaves nothing.
+        What an earlier load of the run left is dropped first; with `resume` a store that can goes on with it instead, and
+        writes what is missing. `progress` is told rows written so far.
+        Raises IllegalTransition unless the run is LOADING; ValueError on a (kind, key) given twice in a part and on what
+        is no list (see `schemas.lists.check_list`). A load that raises leaves nothing, but for StoreUnavailable.
         """
 
     def flip(self, run_id: str, expected_sequence: int, fence: int) -> Release:
         """Point the release at `run_id` by compare-and-set; `expected_sequence` is 0 before the first publication.
 
-        `previous` becomes what was pointed at before. Raises SequenceMoved when the sequence is another one;
-        IllegalTransition unless the run is VERIFIED, LIVE or RETIRED: only those were read back.
+        `previous` becomes what was pointed at before, and that run's `changed_at` the time of the flip. Raises
+        SequenceMoved when the sequence is another one; IllegalTransition unless the run is VERIFIED, LIVE or RETIRED:
+        only those were read back.
         """
 
     def drop(self, run_id: str, fence: int) -> None:
         """Drop the run's table, whole, and forget the run, unless it is BAD: that is remembered for ever.
 
-        Without effect where there is none. Raises IllegalTransition for the run that the pointer names.
+        Without effect where there is none. Raises IllegalTransition for the run that the pointer names, and unless the
+        run is FAILED or BAD: one that could still be served becomes FAILED first.
         """
 
     def size(self, run_id: str) -> int | None:

@@ -18,6 +18,10 @@ Made = TypeVar("Made", Lease, Release)
 SERVABLE = frozenset({RunState.VERIFIED, RunState.LIVE, RunState.RETIRED})
 """States in which a run's lists are whole and were read back: only these may be pointed at."""
 
+DROPPABLE = frozenset({RunState.FAILED, RunState.BAD})
+"""States from which no run is ever served: only these lose their lists. A publisher that stalls between two steps of a drop
+can't take the lists of a run that somebody went back to meanwhile."""
+
 RELEASED = ""
 """The owner of a lease that was given back: the lease itself stays, for its fence."""
 
@@ -89,15 +93,23 @@ class Registry:
         if known is None or known.state not in SERVABLE:
             state = known.state if known else "unknown to the store"
             raise IllegalTransition(f"run {run_id} is {state} and can't be served")
-        return replace(self, release=Release(run_id, before.run_id if before else None, sequence + 1, now))
+        release = Release(run_id, before.run_id if before else None, sequence + 1, now)
+        return replace(self._left(before, run_id, now), release=release)
 
     def dropped(self, run_id: str, fence: int) -> "Registry":
-        """Without the run, unless it is BAD: that is remembered. Raises StaleFence; IllegalTransition for the live run."""
+        """Without the run; of a BAD one all but its rows is remembered. Raises StaleFence; IllegalTransition for the live
+        run, and for one that could still be served."""
         self._check_fence(fence)
         if self.release and self.release.run_id == run_id:
             raise IllegalTransition(f"run {run_id} is live and can't be dropped; publish or roll back to another one")
-        kept = {name: run for name, run in self.runs.items() if name != run_id or run.state is RunState.BAD}
-        return replace(self, runs=kept)
+        known = self.runs.get(run_id)
+        if known is None:
+            return self
+        if known.state not in DROPPABLE:
+            raise IllegalTransition(f"run {run_id} is {known.state}; only a FAILED or BAD run can be dropped")
+        if known.state is RunState.BAD:
+            return self._with(replace(known, rows=None))
+        return replace(self, runs={name: run for name, run in self.runs.items() if name != run_id})
 
     def check_loading(self, run_id: str, fence: int) -> None:
         """Raise IllegalTransition unless the run is LOADING, StaleFence where a newer lease was granted."""
@@ -120,6 +132,11 @@ class Registry:
         if newest and newest.fence > fence:
             owner = newest.owner or "somebody"
             raise StaleFence(f"lease {fence} is over: {owner} was granted {newest.fence}; publish again")
+
+    def _left(self, before: Release | None, run_id: str, now: datetime) -> "Registry":
+        """With the time at which the pointer went from its run to `run_id`: the run that it left is kept for a while."""
+        left = self.runs.get(before.run_id) if before and before.run_id != run_id else None
+        return self._with(replace(left, changed_at=now)) if left else self
 
     def _with(self, run: RunRecord) -> "Registry":
         return replace(self, runs={**self.runs, run.run_id: run})
@@ -154,6 +171,11 @@ class RegistryStore:
     def release(self, lease: Lease) -> None:
         """End the lease where it is still the newest."""
         self._change(lambda registry, now: registry.given_back(lease, now))
+
+    def holder(self) -> Lease | None:
+        """The lease that was granted last, where it was not given back; it may be over."""
+        lease = self._read().lease
+        return lease if lease and lease.owner != RELEASED else None
 
     def runs(self) -> list[RunRecord]:
         """All runs, newest name first."""

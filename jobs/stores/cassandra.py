@@ -6,27 +6,24 @@ of a publisher that lost its lease loses against its successor's.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
-from itertools import islice
 from string import Template
 from typing import Any
 from uuid import UUID, uuid4
 
-from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, Unavailable, WriteFailure, WriteTimeout
-from cassandra.cluster import NoHostAvailable, Session
-from cassandra.concurrent import execute_concurrent_with_args
-from cassandra.protocol import OverloadedErrorMessage
+from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, WriteFailure, WriteTimeout
+from cassandra.cluster import NoHostAvailable
 
 from jobs.stores import Lists
 from jobs.stores._registry import Change, Registry, RegistryStore, utc_now
+from jobs.stores._writer import write_parts
 from lookup_api.readers._cassandra import SERIAL, Connection, is_absent, telling
 from lookup_api.readers.cassandra import lists_table, utc
 from schemas.ddl import statements
-from schemas.errors import Busy, NightlistError
-from schemas.lists import ServedList, check_list
+from schemas.errors import Busy, NightlistError, StoreUnavailable
 from schemas.runs import Lease, Release, RunRecord, RunState, table_of
 from schemas.settings import CassandraSettings, StoreSettings
 
@@ -35,13 +32,8 @@ DDL_SECONDS = 60.0
 """For some 20 s after a node died, the others wait for it before they agree on a schema."""
 ATTEMPTS = 20
 """Changes of the registry that may come in between before one gives up."""
-BATCH = 2_000
-PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds between tries to write what a busy cluster did not take."""
-EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 MAY_HAVE_HAPPENED = (OperationTimedOut, WriteTimeout, WriteFailure, NoHostAvailable)
-BUSY = (OperationTimedOut, WriteTimeout, Unavailable, OverloadedErrorMessage)
 
 STATICS = "version, change, owner, fence, expires_at, live, previous, sequence, published_at"
 COLUMNS = "run_id, state, rows, created_at, changed_at"
@@ -70,17 +62,22 @@ class CassandraStore(RegistryStore):
         """Make the registry in a keyspace that is there. Raises StoreUnavailable."""
         self._ddl("registry")
 
-    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None]) -> int:
-        """Make the run's table and fill it. Raises IllegalTransition, StaleFence, StoreUnavailable; ValueError on a key
-        given twice and on a list that is none."""
+    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None], resume: bool = False) -> int:
+        """Make the run's table, or go on with the one that is there, and fill it. Raises IllegalTransition, StaleFence,
+        StoreUnavailable, which leaves what is loaded for a resume; ValueError on a key given twice in a part and on a list
+        that is none."""
         table = lists_table(self.settings, run_id)
         self._read().check_loading(run_id, fence)
-        self._ddl("drop", table)
-        self._ddl("lists", table)
+        if not resume:
+            self._ddl("drop", table, progress)
+        self._ddl("lists", table, progress)
         try:
-            written = lists.each_part(partial(write_part, self.settings, table, fence), progress)
+            write = partial(write_parts, self.settings, table, fence)
+            written = lists.each_part(write, self._identity(run_id), progress)
             self._read().check_loading(run_id, fence)
-        except BaseException:
+        except StoreUnavailable:
+            raise
+        except Exception:
             with suppress(NightlistError):
                 self._read().check_loading(run_id, fence)  # a successor's table is not ours to drop
                 self._ddl("drop", table)
@@ -169,72 +166,37 @@ class CassandraStore(RegistryStore):
         for run_id in after.gone(before):
             yield f"DELETE FROM {self._registry} WHERE name = 'nightlist' AND run_id = %s", [run_id]
 
-    def _ddl(self, part: str, table: str = "") -> None:
-        """One part of the DDL file; it says IF (NOT) EXISTS, so that it can be tried until the nodes agree."""
+    def _identity(self, run_id: str) -> str:
+        """Of the run's table: another one of the same name has another."""
+        query = "SELECT id FROM system_schema.tables WHERE keyspace_name = %s AND table_name = %s"
+        with telling(self.settings):
+            return str(self._connection.execute(query, (self.settings.keyspace, table_of(run_id))).one()[0])
+
+    def _ddl(self, part: str, table: str = "", progress: Callable[[int], None] = lambda rows: None) -> None:
+        """One part of the DDL file, when all nodes that are up agree on it; it says IF (NOT) EXISTS, so that it can be
+        tried until they do. `progress` is told between tries that nothing is written yet: a lease goes on meanwhile."""
         names = {**self.settings.model_dump(include={"keyspace", "local_dc", "replication_factor"}), "table": table}
         cql = Template(statements(DDL, part)).substitute(names)
         deadline = time.monotonic() + DDL_SECONDS
+        while not self._agreed(cql, last=time.monotonic() > deadline):
+            progress(0)
+
+    def _agreed(self, cql: str, last: bool) -> bool:
+        """Whether the statement was carried out everywhere; where this is the `last` try, False becomes an error."""
         with telling(self.settings):
-            while True:
-                try:
-                    self._connection.execute(cql)
-                    return
-                except OperationTimedOut:
-                    if time.monotonic() > deadline:
-                        raise
-
-
-def write_part(settings: CassandraSettings, table: str, fence: int, lists: Iterator[ServedList]) -> int:
-    """Write lists to the table, over a connection of this process's own; returns how many.
-
-    Raises StoreUnavailable; ValueError on a key given twice and on a list that is none.
-    """
-    connection = Connection(settings)
-    written = _Keys()
-    try:
-        with telling(settings):
-            session, insert = connection.session(), connection.prepared(_insert(table))
-            while rows := [_row(written.new(served), fence) for served in islice(lists, BATCH)]:
-                _write(session, insert, rows, settings.in_flight)
-    finally:
-        connection.close()
-    return len(written)
-
-
-class _Keys(set[tuple[str, str]]):
-    """The keys written so far: Cassandra would take the second list of a user for a newer one."""
-
-    def new(self, served: ServedList) -> ServedList:
-        key = (served.kind, served.key)
-        if key in self:
-            raise ValueError(f"the list of {served.kind} {served.key!r} can't be loaded: it is given twice")
-        self.add(key)
-        return served
-
-
-def _insert(table: str) -> str:
-    return f"INSERT INTO {table} (kind, key, items, scores, sources, scored_at) VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
-
-
-def _row(served: ServedList, fence: int) -> tuple[Any, ...]:
-    """Written as of its own time: the same in every try, later where a later lease writes it, and before any erasure."""
-    check_list(served)
-    micros = (served.scored_at - EPOCH) // timedelta(microseconds=1) + fence
-    return served.kind, served.key, served.items, served.scores, served.sources, served.scored_at, micros
-
-
-def _write(session: Session, insert: Any, rows: Iterable[tuple[Any, ...]], in_flight: int) -> None:
-    """All rows, or the driver's error; what a busy cluster does not take is tried again."""
-    for pause in (*PAUSES, None):
-        results = execute_concurrent_with_args(session, insert, rows, in_flight, raise_on_first_error=False)
-        failed = [(row, error) for row, (done, error) in zip(rows, results, strict=True) if not done]
-        fatal = [error for _, error in failed if pause is None or not isinstance(error, BUSY)]
-        if fatal:
-            raise fatal[0]
-        if not failed:
-            return
-        time.sleep(pause or 0)
-        rows = [row for row, _ in failed]
+            try:
+                future = self._connection.session().execute_async(cql)
+                future.result()
+            except OperationTimedOut:
+                if last:
+                    raise
+                return False
+        if last and not future.is_schema_agreed:
+            raise StoreUnavailable(
+                f"the nodes did not agree on a schema within {DDL_SECONDS:g} s; `nodetool describecluster` shows who "
+                f"differs; then run the same command again"
+            )
+        return bool(future.is_schema_agreed)
 
 
 def _record(run_id: str, state: str, rows: int | None, created_at: datetime, changed_at: datetime) -> RunRecord:

@@ -44,9 +44,12 @@ class SqliteStore(RegistryStore):
             with closing(self._connect("mode=rwc")) as registry:
                 registry.executescript(statements(DDL, "registry"))
 
-    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None]) -> int:
+    def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None], resume: bool = False) -> int:
         """Build the run's file and give it its name when it is whole. Raises IllegalTransition, StaleFence; ValueError
-        on a key given twice and on a list that is none."""
+        on a key given twice and on a list that is none.
+
+        Always anew, `resume` or not: an unfinished file has no journal and was never synced, so nobody knows what is in it.
+        """
         path = lists_path(self.folder, run_id)
         # The fence in the name keeps two publishers of one run, of whom one was thought dead, out of each other's file.
         unfinished = path.with_name(f"{path.name}.{fence}")

@@ -1,7 +1,10 @@
 """One connection to Cassandra, and what the driver's errors mean."""
 
 import logging
+import math
 import re
+import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
@@ -18,37 +21,90 @@ from cassandra.cluster import (
     UnresolvableContactPoints,
 )
 from cassandra.connection import ConnectionException
-from cassandra.policies import DCAwareRoundRobinPolicy, ExponentialReconnectionPolicy, TokenAwarePolicy
+from cassandra.policies import (
+    ConstantSpeculativeExecutionPolicy,
+    DCAwareRoundRobinPolicy,
+    ExponentialReconnectionPolicy,
+    TokenAwarePolicy,
+)
 from cassandra.protocol import ErrorMessage
 from cassandra.query import PreparedStatement, tuple_factory
 
-from schemas.errors import StoreUnavailable
-from schemas.settings import CassandraSettings
+from lookup_api.readers._watchdog import Watchdog
+from schemas.errors import ConfigError, StoreUnavailable
+from schemas.settings import CassandraSettings, ServeSettings
+
+log = logging.getLogger(__name__)
 
 # The driver tells of every try to connect; what came of it is in our errors. Whoever wants to hear it sets up logging.
 logging.getLogger("cassandra").addHandler(logging.NullHandler())
 
 PROTOCOL = 5  # of Cassandra 4.0 and newer; else each connection begins by asking for what no Cassandra speaks
-RECONNECT_SECONDS = 15.0  # at most; by default a node that is back may stay unused for ten minutes
+RECONNECT_SECONDS = 5.0  # at most; by default a node that is back may stay unused for ten minutes
+HEARTBEAT_SECONDS = 5.0
+"""A service asks an idle connection for a sign of life this often, and gives it as long: a frozen node costs each of its
+reads a hedge, until it is known as down. (The driver's own figures, which jobs keep: 30 seconds each.)"""
+BACKGROUND_SECONDS = 2.0
+"""Most that a service's own thread waits for a statement: what it follows changes meanwhile."""
 PREPARED = 8
 """Statements kept: those of the run that is served and of the one before it are in use, those of older runs never again."""
 QUORUM, ONE, SERIAL = EXEC_PROFILE_DEFAULT, "one", "serial"
 """Execution profiles: how many replicas of the data centre have to answer. SERIAL sees every transaction that was begun."""
-DRIVER_ERRORS = (DriverException, ErrorMessage, NoHostAvailable, UnresolvableContactPoints)
+EVENTS = ("confirmation", "retry", "rebuild")
+"""What happens beside one read a list: "none" asked of a quorum, a failure asked of a quorum, a Cluster made anew."""
+DRIVER_ERRORS = (DriverException, ErrorMessage, NoHostAvailable, UnresolvableContactPoints, ConnectionException)
+UNREACHED = (OperationTimedOut, NoHostAvailable, ConnectionException)
+"""Errors that no node told us."""
 
 
 class Connection:
-    """The driver's Cluster and Session, made at the first statement: by the process that uses them, after any fork."""
+    """The driver's Cluster and Session, made at the first statement: by the process that uses them, after any fork.
 
-    def __init__(self, settings: CassandraSettings) -> None:
+    A service's gets its timings from `serve`, and is made anew when it reaches nobody for `settings.rebuild_seconds`: when
+    all nodes restart at once, the driver may never find them again.
+    """
+
+    def __init__(self, settings: CassandraSettings, serve: ServeSettings | None = None) -> None:
         self.settings = settings
+        self._serve = serve
+        self._watchdog = Watchdog(settings.rebuild_seconds if serve else math.inf)
         self._lock = Lock()
         self._session: Session | None = None
         self._prepared: dict[str, PreparedStatement] = {}
+        self.events = dict.fromkeys(EVENTS, 0)
+        self._counting = Lock()
+
+    def count(self, event: str) -> None:
+        """One more of EVENTS; they are rare."""
+        with self._counting:
+            self.events[event] += 1
 
     def execute(self, statement: Any, values: Sequence[Any] = (), profile: Any = QUORUM) -> Any:
         """The result of one statement. Raises the driver's errors."""
-        return self.session().execute(statement, values or None, execution_profile=profile)
+        try:
+            result = self.session().execute(statement, values or None, execution_profile=profile)
+        except UNREACHED:
+            self._unreached()
+            raise
+        self._watchdog.reached()
+        return result
+
+    def ask(self, statement: PreparedStatement, values: Sequence[Any], profile: Any, until: float | None) -> Any:
+        """One read, sent; its `answer` is waited for later, but not after `until`. Raises StoreUnavailable."""
+        session, seconds = self._session, self.settings.timeout_seconds
+        if until is not None:
+            seconds = min(self._serve.read_seconds if self._serve else seconds, until - time.monotonic())
+            if seconds <= 0 or session is None:
+                raise StoreUnavailable(
+                    "no time is left to ask Cassandra" if session else "Cassandra was not reached yet"
+                )
+        return (session or self.session()).execute_async(statement, values, timeout=seconds, execution_profile=profile)
+
+    def answer(self, asked: Any) -> Any:
+        """The row of a read that was sent, or None. Raises the driver's errors."""
+        row = asked.result().one()
+        self._watchdog.reached()
+        return row
 
     def prepared(self, cql: str) -> PreparedStatement:
         """The statement, prepared once; one that is safe to send twice."""
@@ -76,8 +132,24 @@ class Connection:
         if session is not None:
             session.cluster.shutdown()
 
+    def _unreached(self) -> None:
+        """Connect anew where nobody was reached for too long: only when that worked is the old Cluster given up."""
+        if self._session is None or not self._watchdog.failed():
+            return
+        log.warning("Cassandra was not reached for %g s; connecting anew", self.settings.rebuild_seconds)
+        try:
+            session = self._connect()
+        except (StoreUnavailable, *DRIVER_ERRORS) as error:
+            log.warning("that failed: %s", error)
+            return
+        with self._lock:
+            given_up, self._session = (self._session, session) if self._session else (session, None)  # closed meanwhile
+        self.count("rebuild")
+        log.warning("connected anew")
+        given_up.cluster.shutdown()
+
     def _connect(self) -> Session:
-        cluster = _cluster(self.settings)
+        cluster = _cluster(self.settings, self._serve)
         try:
             return cluster.connect()
         except NoHostAvailable as error:
@@ -93,30 +165,54 @@ class Connection:
             raise
 
 
-def _cluster(settings: CassandraSettings) -> Cluster:
+def _cluster(settings: CassandraSettings, serve: ServeSettings | None) -> Cluster:
     levels = {QUORUM: "LOCAL_QUORUM", ONE: "LOCAL_ONE", SERIAL: "LOCAL_SERIAL"}
     password = settings.password.get_secret_value()
+    heartbeat = {"idle_heartbeat_interval": HEARTBEAT_SECONDS, "idle_heartbeat_timeout": HEARTBEAT_SECONDS}
     return Cluster(
         list(settings.contact_points),
         port=settings.port,
         protocol_version=PROTOCOL,
         auth_provider=PlainTextAuthProvider(settings.username, password) if settings.username else None,
-        execution_profiles={profile: _profile(settings, level) for profile, level in levels.items()},
+        execution_profiles={profile: _profile(settings, serve, level) for profile, level in levels.items()},
         connect_timeout=settings.connect_seconds,
         control_connection_timeout=settings.connect_seconds,
         reconnection_policy=ExponentialReconnectionPolicy(1.0, RECONNECT_SECONDS),
+        ssl_context=tls_context(settings) if settings.tls else None,
         compression=False,  # rows are about 1 kB
         monitor_reporting_enabled=False,
+        **(heartbeat if serve else {}),
     )
 
 
-def _profile(settings: CassandraSettings, level: str) -> ExecutionProfile:
+def tls_context(settings: CassandraSettings) -> ssl.SSLContext:
+    """Whom to trust, and who we are. Raises ConfigError, which names the file that can't be used."""
+    key, file = "ca_file", settings.ca_file
+    try:
+        context = ssl.create_default_context(cafile=file or None)
+        context.check_hostname = settings.check_hostname
+        if settings.cert_file:
+            key, file = "cert_file", " with ".join(filter(None, (settings.cert_file, settings.key_file)))
+            # An encrypted key would ask at the terminal.
+            context.load_cert_chain(settings.cert_file, settings.key_file or None, password="")
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        said = error.strerror or error if isinstance(error, OSError) else "its key is encrypted"
+        raise ConfigError(f"store.cassandra.{key} = {file} can't be used: {said}; it has to be PEM") from None
+    return context
+
+
+def _profile(settings: CassandraSettings, serve: ServeSettings | None, level: str) -> ExecutionProfile:
+    # One replica: always the same one, whose caches are warm. More: any of them leads, so that what one of them could not
+    # answer is not asked of it first again.
+    nodes = TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc), shuffle_replicas=level != "LOCAL_ONE")
+    hedge = ConstantSpeculativeExecutionPolicy(serve.hedge_seconds, 1) if serve and serve.hedge_seconds else None
     return ExecutionProfile(
-        load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc)),
+        load_balancing_policy=nodes,
         consistency_level=getattr(ConsistencyLevel, level),
         serial_consistency_level=ConsistencyLevel.LOCAL_SERIAL,
-        request_timeout=settings.timeout_seconds,
+        request_timeout=min(settings.timeout_seconds, BACKGROUND_SECONDS) if serve else settings.timeout_seconds,
         row_factory=tuple_factory,
+        speculative_execution_policy=hedge,
     )
 
 
@@ -174,6 +270,30 @@ SENTENCES: tuple[tuple[Matches, str], ...] = (
     (
         lambda error, said: isinstance(error, InvalidRequest) and is_absent(error, "table registry"),
         "has a keyspace {keyspace!r} that nothing was published to; `nightlist init --store` prepares it",
+    ),
+    (
+        lambda error, said: "mismatch" in said or "is not valid for" in said,
+        "shows a certificate of another name ({said}): store.cassandra.contact_points has to hold, and the nodes to tell "
+        "(rpc_address), addresses that the certificates name; or set store.cassandra.check_hostname = false",
+    ),
+    (
+        lambda error, said: "CERTIFICATE_VERIFY_FAILED" in said,
+        "shows a certificate that is not trusted ({said}): store.cassandra.ca_file has to hold the certificate of who "
+        "signed it",
+    ),
+    (
+        lambda error, said: "WRONG_VERSION_NUMBER" in said or "RECORD_LAYER_FAILURE" in said,
+        "speaks no TLS at this port ({said}): set store.cassandra.tls = false, or check store.cassandra.port",
+    ),
+    (
+        lambda error, said: isinstance(error, ssl.SSLError) or "[SSL" in said,
+        "breaks the TLS connection off ({said}): where it wants a client certificate, store.cassandra.cert_file and key_file "
+        "have to be of one that it trusts",
+    ),
+    (
+        lambda error, said: isinstance(error, ConnectionResetError),
+        "breaks the connection off ({said}): where it speaks TLS, set store.cassandra.tls = true, and cert_file where it "
+        "wants a client certificate; else it is starting",
     ),
     (
         lambda error, said: isinstance(error, OperationTimedOut) or "bootstrap" in said.lower(),

@@ -1,22 +1,23 @@
 """Apache Cassandra, read: one registry, and one immutable table of lists a run.
 
 A list that is found is right whatever replica it comes from, since rows never change; only "there is none" can be wrong,
-where a replica was down during the load. So one replica is asked, and a quorum only when it has nothing.
+where a replica was down during the load. So one replica is asked, and a quorum only when it has nothing, or fails.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from cassandra import InvalidRequest
-from cassandra.query import SimpleStatement
+from cassandra.query import PreparedStatement, SimpleStatement
 
-from lookup_api.readers._cassandra import ONE, QUORUM, Connection, is_absent, telling
-from schemas.errors import RunUnreadable
+from lookup_api.readers._cassandra import DRIVER_ERRORS, ONE, QUORUM, Connection, is_absent, telling
+from schemas.errors import RunUnreadable, StoreUnavailable
 from schemas.lists import Kind, ServedList
 from schemas.runs import Release, RunRecord, RunState, table_of
-from schemas.settings import CassandraSettings, StoreSettings
+from schemas.settings import CassandraSettings, ServeSettings, StoreSettings
 
 Answer = TypeVar("Answer")
 ListRow = tuple[Kind, str, list[str], list[float], list[str], datetime]
@@ -24,11 +25,15 @@ ListRow = tuple[Kind, str, list[str], list[float], list[str], datetime]
 LISTS = "SELECT kind, key, items, scores, sources, scored_at FROM"
 PAGE = 2_000
 """Rows of a scan that travel at once."""
+OPEN_RUNS = 4
+"""Runs whose statement is kept: the one that is served and the one before it are in use."""
+MIN_TOKEN = -(2**63)
+"""No row has it: a hash that would be it becomes the greatest one."""
 
 
-def open_reader(settings: StoreSettings) -> "CassandraReader":
+def open_reader(settings: StoreSettings, serve: ServeSettings | None = None) -> "CassandraReader":
     """The reader of the keyspace `settings.cassandra.keyspace`."""
-    return CassandraReader(settings.cassandra)
+    return CassandraReader(settings.cassandra, serve)
 
 
 def lists_table(settings: CassandraSettings, run_id: str) -> str:
@@ -45,7 +50,7 @@ def read_release(connection: Connection) -> Release | None:
     """The pointer, as a quorum has it."""
     columns = "live, previous, sequence, published_at"
     query = f"SELECT {columns} FROM {connection.settings.keyspace}.registry WHERE name = 'nightlist' LIMIT 1"
-    row = connection.execute(query).one()
+    row = connection.execute(SimpleStatement(query, is_idempotent=True)).one()
     return Release(row[0], row[1], row[2], utc(row[3])) if row and row[0] else None
 
 
@@ -65,9 +70,11 @@ def read_runs(connection: Connection) -> list[RunRecord]:
 class CassandraReader:
     """See `lookup_api.readers.Reader`. One connection a process, made at the first read."""
 
-    def __init__(self, settings: CassandraSettings) -> None:
+    def __init__(self, settings: CassandraSettings, serve: ServeSettings | None = None) -> None:
         self.settings = settings
-        self._connection = Connection(settings)
+        self._connection = Connection(settings, serve)
+        self._reads: dict[str, PreparedStatement] = {}
+        self.events = self._connection.events
 
     def release(self) -> Release | None:
         """The pointer, or None where nothing was ever published. Raises StoreUnavailable."""
@@ -78,22 +85,48 @@ class CassandraReader:
         return self._from_registry(read_runs, [])
 
     def probe(self, run_id: str) -> None:
-        """Read one list of the run. Raises RunUnreadable, also for a run without any list."""
+        """Read one list of the run, and prepare `get`. Raises RunUnreadable, also for a run without any list."""
         table = lists_table(self.settings, run_id)
-        if not self._rows(run_id, f"{LISTS} {table} LIMIT 1", ()):
+        with self._telling(run_id):
+            found = self._connection.execute(SimpleStatement(f"{LISTS} {table} LIMIT 1", is_idempotent=True)).one()
+            self._prepare(run_id)
+        if not found:
             raise RunUnreadable(f"{table} holds no list; `nightlist runs` shows the runs that can be served")
+        decode(found)
 
-    def get(self, run_id: str, kind: Kind, key: str) -> ServedList | None:
-        """One list, by one key read; that there is none is asked twice. Raises RunUnreadable."""
-        query = f"{LISTS} {lists_table(self.settings, run_id)} WHERE kind = ? AND key = ?"
-        for profile in (ONE, QUORUM):
-            if rows := self._rows(run_id, query, (kind, key), profile):
-                return decode(rows[0])
-        return None
+    def get(self, run_id: str, kind: Kind, key: str, until: float | None = None) -> ServedList | None:
+        """One list, by one key read; two, where the first finds nothing or fails. Raises RunUnreadable."""
+        return self.get_many(run_id, ((kind, key),), until).get((kind, key))
 
-    def scan(self, run_id: str) -> Iterator[ServedList]:
-        """Every list of the run, as a quorum has them. Raises RunUnreadable."""
-        query = f"{LISTS} {lists_table(self.settings, run_id)}"
+    def get_many(
+        self, run_id: str, keys: Sequence[tuple[Kind, str]], until: float | None = None
+    ) -> dict[tuple[Kind, str], ServedList]:
+        """The lists of those keys that have one, asked for all at once. Raises RunUnreadable."""
+        read = self._reads.get(run_id) or self._opened(run_id, until)
+        ask, answer = self._connection.ask, self._connection.answer
+        rows = {}
+        for key, asked in [(key, ask(read, key, ONE, until)) for key in dict.fromkeys(keys)]:
+            try:
+                if (row := answer(asked)) is None:
+                    self._connection.count("confirmation")
+                rows[key] = row
+            except DRIVER_ERRORS:  # whatever it is, others may know better
+                self._connection.count("retry")
+                rows[key] = None
+        if unsure := [key for key, row in rows.items() if row is None]:
+            with self._telling(run_id):
+                for key, asked in [(key, ask(read, key, QUORUM, until)) for key in unsure]:
+                    rows[key] = answer(asked)
+        return {key: decode(row) for key, row in rows.items() if row is not None}
+
+    def parts(self, run_id: str, n: int) -> list[str]:
+        """Ranges of tokens, all of one size."""
+        bounds = [MIN_TOKEN + (2**64 - 1) * number // n for number in range(n + 1)]
+        return [f"{after}:{until}" for after, until in pairwise(bounds)]
+
+    def scan(self, run_id: str, part: str = "") -> Iterator[ServedList]:
+        """Every list of the run, or of a range of tokens, as a quorum has them. Raises RunUnreadable."""
+        query = f"{LISTS} {lists_table(self.settings, run_id)}{_range(part)}"
         with self._telling(run_id):
             rows = self._connection.execute(SimpleStatement(query, fetch_size=PAGE))
         return self._scan(run_id, rows)
@@ -106,10 +139,21 @@ class CassandraReader:
         with self._telling(run_id):
             yield from map(decode, rows)
 
-    def _rows(self, run_id: str, query: str, values: tuple[str, ...], profile: Any = QUORUM) -> list[ListRow]:
+    def _opened(self, run_id: str, until: float | None) -> PreparedStatement:
+        if until is not None:
+            raise StoreUnavailable(f"run {run_id} was not probed yet: nothing is prepared while somebody waits")
         with self._telling(run_id):
-            found: list[ListRow] = self._connection.execute(self._connection.prepared(query), values, profile).all()
-            return found
+            return self._prepare(run_id)
+
+    def _prepare(self, run_id: str) -> PreparedStatement:
+        """Prepare `get` of the run, and keep it longer than those that were prepared before."""
+        table = lists_table(self.settings, run_id)
+        read = self._connection.prepared(f"{LISTS} {table} WHERE kind = ? AND key = ?")
+        kept = {run: old for run, old in self._reads.items() if run != run_id}
+        while len(kept) >= OPEN_RUNS:
+            del kept[next(iter(kept))]
+        self._reads = kept | {run_id: read}
+        return read
 
     @contextmanager
     def _telling(self, run_id: str) -> Iterator[None]:
@@ -134,11 +178,19 @@ class CassandraReader:
                 return absent
 
 
+def _range(part: str) -> str:
+    """The rows of a part, as CQL; ValueError on what is none."""
+    if not part:
+        return ""
+    after, until = (int(token) for token in part.split(":"))
+    return f" WHERE token(kind, key) > {after} AND token(kind, key) <= {until}"
+
+
 def decode(row: ListRow) -> ServedList:
     """A row of a table of lists as a record. Raises RunUnreadable where it is none: something else wrote it."""
     kind, key, items, scores, sources, scored_at = row
     if None in (items, scores, sources, scored_at):
         raise RunUnreadable(
-            f"the list of {kind} {key!r} has no items, scores, sources or time; publish the run again or roll back"
+            f"a list of kind {kind} has no items, scores, sources or time; publish the run again or roll back"
         )
     return ServedList(kind, key, tuple(items), tuple(scores), tuple(sources), utc(scored_at))

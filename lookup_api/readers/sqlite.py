@@ -7,8 +7,9 @@ The registry does change, and may be put back from a backup, so it is opened ane
 import json
 import sqlite3
 import struct
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TypeVar
 from schemas.errors import RunUnreadable, StoreUnavailable
 from schemas.lists import Kind, ServedList
 from schemas.runs import Release, RunRecord, RunState, table_of
-from schemas.settings import StoreSettings
+from schemas.settings import ServeSettings, StoreSettings
 
 Answer = TypeVar("Answer")
 ListRow = tuple[Kind, str, str, bytes, str, str]
@@ -32,8 +33,8 @@ _LISTS = "SELECT kind, key, items, scores, sources, scored_at FROM lists"
 _ONE = f"{_LISTS} WHERE kind = ? AND key = ?"
 
 
-def open_reader(settings: StoreSettings) -> "SqliteReader":
-    """The reader of the folder `settings.path`."""
+def open_reader(settings: StoreSettings, serve: ServeSettings | None = None) -> "SqliteReader":
+    """The reader of the folder `settings.path`. A file answers at once, so that it needs none of the service's timings."""
     return SqliteReader(settings.path)
 
 
@@ -99,15 +100,28 @@ class SqliteReader:
             raise
         self._keep(run_id, file)
 
-    def get(self, run_id: str, kind: Kind, key: str) -> ServedList | None:
+    def get(self, run_id: str, kind: Kind, key: str, until: float | None = None) -> ServedList | None:
         """One list, by one key read. Raises RunUnreadable."""
+        if until is not None and time.monotonic() > until:
+            raise StoreUnavailable(f"{self.folder}: no time is left to read a list of run {run_id}")
         file = self._runs.get(run_id)
         if file is None or not file.unchanged():
             file = self._keep(run_id, _RunFile(lists_path(self.folder, run_id)))
         row = file.row(_ONE, (kind, key))
         return None if row is None else decode(file.path, row)
 
-    def scan(self, run_id: str) -> Iterator[ServedList]:
+    def get_many(
+        self, run_id: str, keys: Sequence[tuple[Kind, str]], until: float | None = None
+    ) -> dict[tuple[Kind, str], ServedList]:
+        """The lists of those keys that have one, one after another. Raises RunUnreadable."""
+        found = {(kind, key): self.get(run_id, kind, key, until) for kind, key in keys}
+        return {key: served for key, served in found.items() if served is not None}
+
+    def parts(self, run_id: str, n: int) -> list[str]:
+        """One: the file lies on one machine, and is read as fast as one process can take it."""
+        return [""]
+
+    def scan(self, run_id: str, part: str = "") -> Iterator[ServedList]:
         """Every list of the run, over a connection of its own. Raises RunUnreadable."""
         file = _RunFile(lists_path(self.folder, run_id))
         return self._scan(file.path, file.connect())

@@ -1,55 +1,151 @@
-"""Lookups of one process: the whole HTTP application against the bare read of the store."""
+"""Lookups of one process through HTTP against the driver's bare reads, on one real Cassandra node."""
 
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from jobs.lists import LISTS
 from jobs.stores import open_store
-from lookup_api import create_app
-from lookup_api.readers import open_reader
-from schemas.lists import ServedList
-from schemas.runs import RunState
-from schemas.settings import load_service_settings
-from tests.bench import interleaved, summary
+from schemas.runs import table_of
+from tests import publish_run
+from tests.cassandra import Node, create_roles
+from tests.commands import ROOT, serving
+from tests.load import Client
+from tests.nights import Place
+from tests.under_fire import throttled
 
-USERS, ITEMS, READS = 2_000, 50, 500
-
-
-def measure(rounds: int) -> dict[str, Any]:
-    """Reads per second through WSGI (no socket) and straight from the reader, each for the same users."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "nightlist.toml"
-        config.write_text('[store]\npath = "store"\n')
-        publish(config)
-        client = create_app(config).test_client()
-        reader = open_reader(load_service_settings(config)[0])
-        asked = [f"u{number}" for number in np.random.default_rng(7).integers(0, USERS, READS)]
-        seconds = interleaved(
-            {
-                "http": lambda: [client.get(f"/v1/users/{user}/recommendations") for user in asked],
-                "reader": lambda: [reader.get("20261120_00000000", "user", user) for user in asked],
-            },
-            rounds,
-        )
-        reader.close()
-    rates = {name: READS / figures["median"] for name, figures in summary(seconds).items()}
-    return {"ratio_to_reader": rates["http"] / rates["reader"], "per_second": rates, "seconds": summary(seconds)}
+CONNECTIONS = 16
+ITEMS, CATALOGUE = 50, 100_000
+FILE_LISTS = 50_000
+SERVED, LOADED = "20261120_00000001", "20261121_00000002"
 
 
-def publish(config: Path) -> None:
-    """A live run of USERS lists."""
-    store = open_store(load_service_settings(config)[0])
-    store.prepare()
-    fence = store.acquire("bench", 60).fence
-    run_id, now = "20261120_00000000", datetime.now(UTC).replace(microsecond=0)
-    items, sources = tuple(f"v{number:06d}" for number in range(ITEMS)), ("als",) * ITEMS
-    lists = (ServedList("user", f"u{user}", items, (0.5,) * ITEMS, sources, now) for user in range(USERS))
-    store.set_state(run_id, None, RunState.LOADING, fence)
-    rows = store.load(run_id, lists, fence, lambda _: None)
-    for old, new in ((RunState.LOADING, RunState.LOADED), (RunState.LOADED, RunState.VERIFIED)):
-        store.set_state(run_id, old, new, fence, rows)
-    store.flip(run_id, 0, fence)
-    store.close()
+def measure(
+    rounds: int = 3, lists: int = 1_000_000, seconds: float = 60.0, burst_seconds: float = 10.0, load_rate: int = 2_000
+) -> dict[str, Any]:
+    """`rps`: what one worker answers to 16 connections; `ratio_to_raw_driver`: that over what the driver alone reads.
+    Latencies are those of requests at half of `rps`, for so many seconds; once more while `load_rate` lists a second are
+    written for `p99_ratio_under_load`. Users are known and uniformly random; n = 20.
+    `answered` is 1 unless the machine was too busy for the deadline: then latencies say little.
+    """
+    with ready_node() as site:
+        publish(site, lists)
+        with serving(site.config) as port:
+            return figures(site, port, rounds, lists, seconds, burst_seconds, load_rate)
+
+
+def figures(
+    site: Place, port: int, rounds: int, lists: int, seconds: float, burst_seconds: float, load_rate: int
+) -> dict[str, Any]:
+    """All that is measured of a service that runs."""
+
+    def burst() -> float:
+        return float(Client(port, lists, burst_seconds, connections=CONNECTIONS).result()["lists_per_second"])
+
+    burst()
+    pairs = [(raw(site, lists, burst_seconds), burst()) for _ in range(rounds)]
+    reads, rps = (statistics.median(found) for found in zip(*pairs, strict=True))
+    calm = Client(port, lists, seconds, rate=rps / 2).result()
+    with loading(site, load_rate):
+        busy = Client(port, lists, seconds, rate=rps / 2).result()
+    return {
+        "rps": rps,
+        "raw_reads_per_second": reads,
+        "ratio_to_raw_driver": statistics.median(http / alone for alone, http in pairs),
+        "pairs": pairs,
+        "answered": min(calm["share"], busy["share"]),
+        "p50_ms": calm["p50_ms"],
+        "p99_ms": calm["p99_ms"],
+        "p99_ms_under_load": busy["p99_ms"],
+        "p99_ratio_under_load": busy["p99_ms"] / calm["p99_ms"],
+        "open_loop": {"calm": calm, "under_load": busy},
+    }
+
+
+@contextmanager
+def ready_node() -> Iterator[Place]:
+    """A node that is ready for lists, and a configuration that serves from it by one process."""
+    folder = Path(tempfile.mkdtemp(prefix="nightlist-bench-"))
+    node = Node(folder / "node")
+    try:
+        create_roles(node.start())
+        sections = {"store": node.section("bench"), "serve": {"workers": 1}, "auth": {"open": True}}
+        site = Place(folder, sections)
+        with closing(open_store(site.settings().store)) as store:
+            store.create()
+        yield site
+    finally:
+        node.kill()
+        shutil.rmtree(folder)
+
+
+def publish(site: Place, lists: int) -> None:
+    """A live run of so many users, and the same lists once more as a run that may be loaded."""
+    served, loaded = (site.settings().paths.runs / run_id / "build" for run_id in (SERVED, LOADED))
+    served.mkdir(parents=True)
+    loaded.mkdir(parents=True)
+    rng = np.random.default_rng(7)
+    for first in range(0, lists, FILE_LISTS):
+        file = served / f"bucket-{first // FILE_LISTS:05d}.parquet"
+        pq.write_table(made_up(range(first, min(first + FILE_LISTS, lists)), rng), file)
+        (loaded / file.name).symlink_to(file)
+    publish_run.main(site.config, SERVED)
+
+
+def made_up(users: range, rng: np.random.Generator) -> pa.Table:
+    """Lists of ITEMS items each."""
+    count, now = len(users), datetime.now(UTC).replace(microsecond=0)
+    offsets = pa.array(np.arange(0, (count + 1) * ITEMS, ITEMS, dtype=np.int32))
+    catalogue = pa.array([f"v{item:06d}" for item in range(CATALOGUE)])
+    items = catalogue.take(pa.array(rng.integers(0, CATALOGUE, count * ITEMS)))
+    scores = pa.array(np.sort(rng.random((count, ITEMS), np.float32))[:, ::-1].ravel())
+    sources = pa.array(["als"] * (count * ITEMS))
+    columns = [
+        pa.array(["user"] * count),
+        pa.array([f"u{user}" for user in users]),
+        *(pa.ListArray.from_arrays(offsets, values) for values in (items, scores, sources)),
+        pa.array([now] * count, LISTS.field("scored_at").type),
+    ]
+    return pa.Table.from_arrays(columns, schema=LISTS)
+
+
+def raw(site: Place, lists: int, seconds: float) -> float:
+    """Reads a second by the driver alone, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench._raw", str(site.config), table_of(SERVED), str(lists), str(seconds)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return float(json.loads(done.stdout))
+
+
+@contextmanager
+def loading(site: Place, rows_per_second: int) -> Iterator[None]:
+    """While this lasts, another run is loaded. Raises RuntimeError where the load was over before."""
+    command = [sys.executable, "-m", "tests.publish_run", str(site.config), LOADED]
+    loader = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **throttled(rows_per_second)}, start_new_session=True
+    )
+    try:
+        with closing(open_store(site.settings().store)) as store:
+            while LOADED not in {run.run_id for run in store.runs()} and loader.poll() is None:
+                time.sleep(0.1)
+        yield
+        if loader.poll() is not None:
+            raise RuntimeError("the load was over before the reads: give it more --lists, or less --load-rate")
+        os.killpg(loader.pid, signal.SIGKILL)
+    finally:
+        loader.kill()
+        loader.wait()
