@@ -38,7 +38,8 @@ from schemas.errors import RunUnreadable, StaleFence, StoreUnavailable
 from schemas.lists import ServedList
 from schemas.runs import RunState
 from tests.callers import AUDIENCE, ISSUER, Issuer, bearer, make_key
-from tests.cassandra import SUPERUSER, Node
+from tests.cassandra import Node
+from tests.cassandra.node import SUPERUSER
 from tests.commands import ROOT, all_served, free_port, nightlist, process, serving
 from tests.killed_load import publish_run
 from tests.memory import batches

@@ -44,7 +44,7 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / "nightlist.toml"
-        serve = f"port = {self.port}\nworkers = {workers}\nrefresh_seconds = 0.05\nthreads = 4\n"
+        serve = f"port = {self.port}\nworkers = {workers}\nrefresh_seconds = 0.05\nthreads = 4\ndeadline_seconds = 10\n"
         self.config.write_text(
             f'[auth]\nopen = true\n[store]\npath = "store"\n[serve]\n{serve}drain_seconds = {drain_seconds}\n{more}'
         )
