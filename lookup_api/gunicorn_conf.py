@@ -61,6 +61,13 @@ def when_ready(server: Any) -> None:
     runtime.drain_on_sigterm(_folder(), _settings.drain_seconds)
 
 
+def post_worker_init(worker: Any) -> None:
+    """In a worker, before it takes a request."""
+    from lookup_api.service import EXTENSION  # imports prometheus_client, which the parent must not
+
+    worker.wsgi.extensions[EXTENSION].begin()
+
+
 def pre_request(worker: Any, request: Any) -> None:
     """gunicorn writes the header `Connection` by itself, whatever the application says."""
     if (_folder() / runtime.DRAINING).exists():

@@ -58,7 +58,7 @@ def load() -> "Flask":
 
     app = create_app()
     Finalize(app, app.extensions[EXTENSION].close, exitpriority=1)
-    app.extensions[EXTENSION].follower()  # connects while no request waits for it
+    app.extensions[EXTENSION].begin()
     return app
 
 

@@ -27,6 +27,8 @@ OVERLOADED_SECONDS = 1
 THREADS_A_BATCH = 8
 """A batch may be under way for so many threads: it has up to a hundred reads, and holds its thread for as long as its body
 takes to come."""
+BEGIN_SECONDS = 5.0
+"""How long a worker waits for its store: the others serve meanwhile, and a store that is down must not keep it away."""
 LOG_SECONDS = 10.0
 """Time between two lines that say why lists can't be read: not one a request."""
 
@@ -83,6 +85,10 @@ class Service:
     def most_batches(self) -> int:
         """Batches under way at once."""
         return max(1, self.settings.threads // THREADS_A_BATCH)
+
+    def begin(self) -> None:
+        """Find the run to serve before a worker takes its first request; without one it begins all the same, after a while."""
+        self.follower().first(time.monotonic() + BEGIN_SECONDS)
 
     def until(self) -> float:
         """The moment when a lookup that begins now has to be answered."""
