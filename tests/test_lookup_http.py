@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,9 +38,17 @@ serve(Path(sys.argv[1]), load_service_settings(Path(sys.argv[1]))[1])
 
 
 class Server:
-    """granian over a store of its own, started as the command line starts it."""
+    """granian over a store of its own, started as the command line starts it, once `lists` are published there as `run_id`."""
 
-    def __init__(self, folder: Path, workers: int = 1, drain_seconds: float = 0.1, more: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str = "",
+        lists: Sequence[ServedList] = (),
+        workers: int = 1,
+        drain_seconds: float = 0.1,
+        more: str = "",
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / "nightlist.toml"
@@ -50,6 +58,8 @@ class Server:
         )
         self.store = SqliteStore(folder / "store")
         self.store.prepare()
+        if lists:
+            self.publish(run_id, lists)
         self.log = folder / "log"
         # A working folder with something else of the package's name in it: what is served is what can be imported.
         decoy = folder / "elsewhere" / "lookup_api"
@@ -63,7 +73,7 @@ class Server:
         with self.log.open("wb") as log:
             return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
-    def publish(self, run_id: str, lists: list[ServedList]) -> None:
+    def publish(self, run_id: str, lists: Sequence[ServedList]) -> None:
         before = self.store.pointer()
         lease = self.store.acquire("tests", 60)
         self.store.set_state(run_id, None, RunState.LOADING, lease.fence)

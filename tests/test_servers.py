@@ -48,10 +48,8 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     started = []
 
     def begin(**options: Any) -> Server:
-        server: Server = request.param(tmp_path, workers=2, **options)
+        server: Server = request.param(tmp_path, RUN, LISTS, workers=2, **options)
         started.append(server)
-        server.wait_for("/livez", 200)
-        server.publish(RUN, LISTS)
         server.wait_for("/readyz", 200)
         return server
 
