@@ -20,11 +20,11 @@ from schemas.settings import CONFIG_FILE, CONFIG_VARIABLE, load_auth_settings, l
 MAX_BODY = 16 * 1024
 BATCH = "/v1/recommendations:batch"
 USER_RULES = frozenset({"/v1/users/<id:user_id>/recommendations", "/v1/recommendations", BATCH})
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-}
+HEADERS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+)
 
 
 class LookupApp(Flask):
@@ -77,23 +77,30 @@ def _begin() -> None:
 
 def _check() -> None:
     """Refuse what no route may see. No body is read but a batch's: what is not read can't make a request hang."""
-    is_batch = request.url_rule is not None and request.url_rule.rule == BATCH
-    most, needed = (
-        (MAX_BATCH_BODY, f"at most {MAX_BATCH_BODY} are allowed") if is_batch else (MAX_BODY, "requests here need none")
-    )
-    if (request.content_length or 0) > most:
-        raise ProblemError("body-too-large", f"the body has {request.content_length} bytes; {needed}")
+    environ = request.environ
+    if "CONTENT_LENGTH" in environ:
+        _check_length(request.content_length or 0)
     try:
-        request.environ["PATH_INFO"].encode("latin-1").decode("utf-8")
+        environ["PATH_INFO"].encode("latin-1").decode("utf-8")
     except UnicodeError:
         raise ProblemError("invalid-id", "the path is not valid UTF-8 where it is decoded") from None
 
 
+def _check_length(length: int) -> None:
+    is_batch = request.url_rule is not None and request.url_rule.rule == BATCH
+    most, needed = (
+        (MAX_BATCH_BODY, f"at most {MAX_BATCH_BODY} are allowed") if is_batch else (MAX_BODY, "requests here need none")
+    )
+    if length > most:
+        raise ProblemError("body-too-large", f"the body has {length} bytes; {needed}")
+
+
 def _finish(response: Response) -> Response:
     rule = request.url_rule.rule if request.url_rule else "unmatched"
-    response.headers.update(HEADERS)
-    response.headers.setdefault("Cache-Control", "private, no-store" if rule in USER_RULES else "no-store")
-    response.headers[access.HEADER] = g.request_id
+    headers = response.headers
+    headers.extend((*HEADERS, (access.HEADER, g.request_id)))
+    if "Cache-Control" not in headers:
+        headers["Cache-Control"] = "private, no-store" if rule in USER_RULES else "no-store"
     service, seconds = _service(), time.perf_counter() - g.started
     if service.draining:
         service.metrics.draining(True)

@@ -7,6 +7,7 @@ ones included; elsewhere each application counts for itself.
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -55,6 +56,7 @@ class Metrics:
         self._problems = self._counter("nightlist_problems", "Answers that are a problem.", "problem")
         self._failures = self._counter("nightlist_refresh_failures", "Pointer reads that failed.")
         self._reader = self._counter("nightlist_reader_events", "What readers did beside one read a list.", "event")
+        self._of_route = cache(self._series)  # finding a series by its labels costs as much as counting
         self.under_way = Gauge(
             "nightlist_requests_under_way",
             "Requests to /v1 that are being answered.",
@@ -64,8 +66,9 @@ class Metrics:
 
     def observe(self, endpoint: str, method: str, status: int, seconds: float) -> None:
         """Count one request; `endpoint` is the rule that it matched."""
-        self._requests.labels(endpoint, known(method), f"{status // 100}xx").inc()
-        self._seconds.labels(endpoint).observe(seconds)
+        requests, durations = self._of_route(endpoint, known(method), status // 100)
+        requests.inc()
+        durations.observe(seconds)
 
     def answered(self, source: str, items: int) -> None:
         """Count one list that was answered."""
@@ -112,6 +115,9 @@ class Metrics:
         together = CollectorRegistry()
         MultiProcessCollector(together, str(SHARED))  # type: ignore[no-untyped-call]  # the package has no types here
         return generate_latest(together)
+
+    def _series(self, endpoint: str, method: str, hundreds: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(endpoint, method, f"{hundreds}xx"), self._seconds.labels(endpoint)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(name, help, labels, registry=self._registry)

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +95,11 @@ def asking(config: Path) -> Iterator[FlaskClient]:
 
 
 @contextmanager
-def serving(config: Path, ready: str = "/readyz") -> Iterator[int]:
-    """`nightlist serve` on loopback, in a process of its own; hands out its port once `ready` answers with 200."""
+def serving(config: Path, ready: str = "/readyz", under: Sequence[str] = ()) -> Iterator[int]:
+    """`nightlist serve` on loopback, in a process of its own, by way of the command `under`; hands out its port once `ready`
+    answers with 200."""
     port = free_port()
-    command = [sys.executable, "-m", "jobs.cli", "serve", "--config", str(config), "--port", str(port)]
+    command = [*under, sys.executable, "-m", "jobs.cli", "serve", "--config", str(config), "--port", str(port)]
     with (config.parent / "serve.log").open("w") as log:
         environment = {**os.environ, "NIGHTLIST_SERVE__DRAIN_SECONDS": "0"}
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)

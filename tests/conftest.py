@@ -16,9 +16,11 @@ from pyspark.sql import SparkSession
 
 from jobs.config import SparkSettings
 from jobs.spark import session
+from lookup_api.service import EXTENSION
 from tests import jvm
 from tests.cassandra import Node, create_roles
 from tests.cassandra.jars import prefetch
+from tests.lookup import RUN, Api, World, night
 from tests.nights import SHORT_LIVED
 
 hypothesis_settings.register_profile("nightlist", deadline=None, derandomize=True)
@@ -93,3 +95,19 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = folder.glob("lib/python3*/site-packages")
     (site / "dependencies.pth").write_text(f"{Path(pyspark.__file__).parents[1]}\n")
     return folder / "bin" / "python"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A store with its publisher; the services that are made over it end with the test."""
+    found = World(tmp_path)
+    yield found
+    for app in found.apps:
+        app.extensions[EXTENSION].close()
+
+
+@pytest.fixture
+def api(world: World) -> Api:
+    """The service over one published run, which reads the pointer at the first request and then only when told."""
+    world.publish(RUN, night())
+    return Api(world.app())

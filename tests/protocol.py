@@ -7,28 +7,13 @@ Only the environment is made here. The rules under test are those of `jobs/stage
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from jobs.stores._registry import Change, Registry, RegistryStore
 from schemas.errors import NightlistError, RunUnreadable, StoreUnavailable
 from schemas.lists import Kind, ServedList
 from schemas.runs import Release, RunRecord
-
-START = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
-
-
-class Clock:
-    """The time, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def move(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
 
 
 class Crash(BaseException):

@@ -17,7 +17,7 @@ from lookup_api import create_app
 from lookup_api.service import EXTENSION
 from schemas.ids import MAX_ID_BYTES
 from tests.callers import bearer, make_key
-from tests.test_lookup_api import NEVER, RUN, World, night
+from tests.lookup import NEVER, RUN, World, night
 
 CASES = 5_000
 FEW = 20

@@ -21,7 +21,7 @@ from schemas.errors import ConfigError, NightlistError
 from schemas.keys import SCOPES, hash_of, id_of, new_key, read_keys
 from tests.callers import AUTH, bearer, make_key
 from tests.commands import Ended, nightlist, process
-from tests.test_lookup_api import RUN, World, until
+from tests.lookup import RUN, World, until
 
 
 @pytest.fixture

@@ -24,9 +24,8 @@ from jobs.stores._writer import BATCH_BYTES, PARTITIONS, Ring, chunks
 from jobs.tally import SLOTS, Tally, inside, of_batch, of_lists, tally
 from schemas.lists import KINDS, ServedList
 from schemas.settings import StoreSettings
+from tests.clock import START
 from tests.memory import batches
-
-START = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
 
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40) | st.just("😀" * 128)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -2,9 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,8 @@ from werkzeug.test import TestResponse
 from lookup_api.answers import COMPRESSED_FROM
 from lookup_api.batch import MAX_BATCH_BODY, MAX_USERS
 from lookup_api.readers.sqlite import SqliteReader
-from lookup_api.service import EXTENSION
 from schemas.lists import ServedList
-from tests.test_lookup_api import AWKWARD, NEXT, ONLY_BY_QUERY, RUN, Api, World, a_list, item_for, night
+from tests.lookup import AWKWARD, NEXT, ONLY_BY_QUERY, RUN, Api, World, a_list, item_for, night
 
 BATCH = "/v1/recommendations:batch"
 USER = "/v1/users/u1/recommendations"
@@ -29,14 +27,6 @@ class Counting(SqliteReader):
     def get(self, run_id: str, kind: Any, key: str, until: float | None = None) -> ServedList | None:
         self.asked += 1
         return super().get(run_id, kind, key, until)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    found = World(tmp_path)
-    yield found
-    for app in found.apps:
-        app.extensions[EXTENSION].close()
 
 
 @pytest.fixture

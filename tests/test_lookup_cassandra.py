@@ -20,7 +20,7 @@ from lookup_api import create_app
 from lookup_api.service import EXTENSION
 from tests.cassandra import Node
 from tests.commands import free_port
-from tests.test_lookup_api import RUN, Api, a_list, night
+from tests.lookup import RUN, Api, a_list, night
 from tests.test_lookup_http import ROOT, START
 from tests.test_stores import Pair, in_keyspace
 

@@ -20,7 +20,7 @@ from schemas.lists import ServedList
 from schemas.runs import RunState
 from schemas.settings import load_service_settings
 from tests.commands import free_port
-from tests.test_lookup_api import AWKWARD, ONLY_BY_QUERY, a_list, item_for
+from tests.lookup import AWKWARD, ONLY_BY_QUERY, a_list, item_for
 
 ROOT = Path(__file__).parent.parent
 LISTS = [

@@ -12,12 +12,11 @@ import pytest
 
 from lookup_api.readers._watchdog import Watchdog
 from lookup_api.readers.sqlite import SqliteReader
-from lookup_api.service import EXTENSION
 from schemas.errors import StoreUnavailable
 from schemas.lists import ServedList
 from schemas.runs import Release
-from tests.test_lookup_api import RUN, Api, World, night
-from tests.test_lookup_api import until as eventually
+from tests.lookup import RUN, Api, World, night
+from tests.lookup import until as eventually
 
 USER = "/v1/users/u1/recommendations"
 SLACK = 5.0
@@ -45,14 +44,6 @@ class Scripted(SqliteReader):
     def release(self) -> Release | None:
         self.free.wait(60)
         return super().release()
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    found = World(tmp_path)
-    yield found
-    for app in found.apps:
-        app.extensions[EXTENSION].close()
 
 
 @pytest.fixture

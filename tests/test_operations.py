@@ -21,9 +21,8 @@ from lookup_api.app import LookupApp
 from lookup_api.logs import JsonFormatter, TextFormatter
 from lookup_api.metrics import GAUGES
 from lookup_api.readers.sqlite import SqliteReader
-from tests.test_lookup_api import NEXT, RUN, START, Api, Faulty, World, api, night, world
-
-__all__ = ["api", "world"]  # fixtures
+from tests.clock import START
+from tests.lookup import NEXT, RUN, Api, Faulty, World, night
 
 MONITORING = Path(__file__).parents[1] / "lookup_api" / "monitoring"
 RULE = "/v1/users/<id:user_id>/recommendations"

@@ -20,7 +20,7 @@ from lookup_api.auth import ANY_LISTS, METRICS, OWN_LISTS, PUBLIC, GuardedRule, 
 from lookup_api.openapi import POLICIES, SECURITY, document
 from lookup_api.service import EXTENSION
 from tests.callers import AUTH, Issuer, bearer, make_key
-from tests.test_lookup_api import NEVER, RUN, World, a_list
+from tests.lookup import NEVER, RUN, World, a_list
 
 ISSUER = Issuer()
 USERS = {"own": "me", "another": "you", "unknown": "nobody"}

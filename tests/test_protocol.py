@@ -52,7 +52,8 @@ from schemas.lists import Kind, ServedList
 from schemas.runs import LeaseHeld, Release, RunState, name_run
 from schemas.settings import StoreSettings
 from tests.cassandra import Node
-from tests.protocol import START, Clock, Crash, Forgetful, Memory, MemoryReader, MemoryStore, Paced, Process, Unsteady
+from tests.clock import START, Clock
+from tests.protocol import Crash, Forgetful, Memory, MemoryReader, MemoryStore, Paced, Process, Unsteady
 
 KEEP, GRACE, LEASE = 2, 100.0, 60.0
 KEYS: list[tuple[Kind, str]] = [("user", "u1"), ("user", "u2"), ("popular", "all")]

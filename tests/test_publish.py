@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +35,13 @@ from schemas.errors import Busy, IllegalTransition, NightlistError, Refused, Seq
 from schemas.lists import ServedList
 from schemas.runs import LeaseHeld, Release, RunState
 from schemas.settings import StoreSettings
+from tests.clock import START, Clock
 
 ROOT = Path(__file__).parents[1]
-START = datetime(2026, 3, 4, 2, 30, tzinfo=UTC)
 RUNS = [f"202603{day:02d}_{day:08x}" for day in range(1, 9)]
 OLDER, NEWER, THIRD = RUNS[:3]
 LEASE_SECONDS = 60.0
 USERS = 6
-
-
-class Clock:
-    """The time, moved by hand; with a step, it also moves each time somebody looks."""
-
-    def __init__(self, step: float = 0.0) -> None:
-        self.now, self.step = START, step
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=self.step)
-        return self.now
-
-    def move(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
 
 
 class Crash(BaseException):

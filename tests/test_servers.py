@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from tests.test_lookup_api import a_list, until
+from tests.lookup import a_list, until
 from tests.test_lookup_http import ROOT, Server
 
 RUN = "20260301_0badcafe"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from importlib import import_module
 from itertools import pairwise
 from multiprocessing import get_context
@@ -45,10 +45,10 @@ from schemas.lists import ALL, KINDS, ServedList, popular_key
 from schemas.runs import IN_MANIFEST, TRANSITIONS, LeaseHeld, Release, RunState
 from schemas.settings import StoreSettings
 from tests.cassandra import Node
+from tests.clock import START, Clock
 from tests.memory import OnePart
 
 ROOT = Path(__file__).parent.parent
-START = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
 RUN, NEXT, THIRD = "20260301_0badcafe", "20260302_1badcafe", "20260303_2badcafe"
 AWKWARD = [
     "a/b", "//", "..", "%2F", "it's", 'say "hi"', "`;--", "\\", "a b", " ", "+", "&n=1", "#", "?", "12346", "0", "null",
@@ -62,19 +62,6 @@ def names_in(package: Any) -> set[str]:
 
 ROLES = ("publisher", "reader")
 PAIRS = sorted(names_in(jobs.stores) & names_in(lookup_api.readers))
-
-
-class Clock:
-    """The time, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def move(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
 
 
 class Pair:

@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -22,6 +23,7 @@ def is_local(environ: Mapping[str, Any]) -> bool:
     return near and named and not FORWARDED & environ.keys()
 
 
+@lru_cache(256)
 def is_loopback(address: str) -> bool:
     """Whether it is this machine's own."""
     try:

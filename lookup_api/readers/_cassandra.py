@@ -5,7 +5,7 @@ import math
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -15,6 +15,7 @@ from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import (
     EXEC_PROFILE_DEFAULT,
     Cluster,
+    DefaultConnection,
     ExecutionProfile,
     NoHostAvailable,
     Session,
@@ -22,7 +23,6 @@ from cassandra.cluster import (
 )
 from cassandra.connection import ConnectionException
 from cassandra.policies import (
-    ConstantSpeculativeExecutionPolicy,
     DCAwareRoundRobinPolicy,
     ExponentialReconnectionPolicy,
     TokenAwarePolicy,
@@ -30,6 +30,7 @@ from cassandra.policies import (
 from cassandra.protocol import ErrorMessage
 from cassandra.query import PreparedStatement, tuple_factory
 
+from lookup_api.readers._reads import Key, Reply, read_all
 from lookup_api.readers._watchdog import Watchdog
 from schemas.errors import ConfigError, StoreUnavailable
 from schemas.settings import CassandraSettings, ServeSettings
@@ -50,8 +51,9 @@ PREPARED = 8
 """Statements kept: those of the run that is served and of the one before it are in use, those of older runs never again."""
 QUORUM, ONE, SERIAL = EXEC_PROFILE_DEFAULT, "one", "serial"
 """Execution profiles: how many replicas of the data centre have to answer. SERIAL sees every transaction that was begun."""
-EVENTS = ("confirmation", "retry", "rebuild")
-"""What happens beside one read a list: "none" asked of a quorum, a failure asked of a quorum, a Cluster made anew."""
+EVENTS = ("hedge", "confirmation", "retry", "rebuild")
+"""What happens beside one read a list: a silent replica's read sent to another, "none" asked of a quorum, a failure asked of
+a quorum, a Cluster made anew."""
 DRIVER_ERRORS = (DriverException, ErrorMessage, NoHostAvailable, UnresolvableContactPoints, ConnectionException)
 UNREACHED = (OperationTimedOut, NoHostAvailable, ConnectionException)
 """Errors that no node told us."""
@@ -74,10 +76,10 @@ class Connection:
         self.events = dict.fromkeys(EVENTS, 0)
         self._counting = Lock()
 
-    def count(self, event: str) -> None:
-        """One more of EVENTS; they are rare."""
+    def count(self, event: str, times: int = 1) -> None:
+        """Count one of EVENTS; they are rare."""
         with self._counting:
-            self.events[event] += 1
+            self.events[event] += times
 
     def execute(self, statement: Any, values: Sequence[Any] = (), profile: Any = QUORUM) -> Any:
         """The result of one statement. Raises the driver's errors."""
@@ -89,22 +91,24 @@ class Connection:
         self._watchdog.reached()
         return result
 
-    def ask(self, statement: PreparedStatement, values: Sequence[Any], profile: Any, until: float | None) -> Any:
-        """One read, sent; its `answer` is waited for later, but not after `until`. Raises StoreUnavailable."""
-        session, seconds = self._session, self.settings.timeout_seconds
-        if until is not None:
-            seconds = min(self._serve.read_seconds if self._serve else seconds, until - time.monotonic())
-            if seconds <= 0 or session is None:
-                raise StoreUnavailable(
-                    "no time is left to ask Cassandra" if session else "Cassandra was not reached yet"
-                )
-        return (session or self.session()).execute_async(statement, values, timeout=seconds, execution_profile=profile)
-
-    def answer(self, asked: Any) -> Any:
-        """The row of a read that was sent, or None. Raises the driver's errors."""
-        row = asked.result().one()
-        self._watchdog.reached()
-        return row
+    def read(
+        self, statement: PreparedStatement, keys: Iterable[Key], profile: str, until: float | None
+    ) -> dict[Key, Reply]:
+        """The row of each key, None where there is none, or the driver's error; after `until` nobody waits for one.
+        Raises StoreUnavailable where none can be asked."""
+        session, now, serve = self._session, time.monotonic(), self._serve
+        seconds = serve.read_seconds if serve and until else self.settings.timeout_seconds
+        if until is not None and (session is None or until <= now):
+            raise StoreUnavailable("no time is left to ask Cassandra" if session else "Cassandra was not reached yet")
+        last = min(now + seconds, until or math.inf)
+        found, hedges = read_all(
+            session or self.session(), statement, keys, profile, serve.hedge_seconds if serve else 0, last
+        )
+        if hedges:
+            self.count("hedge", hedges)
+        if not all(isinstance(reply, Exception) for reply in found.values()):
+            self._watchdog.reached()
+        return found
 
     def prepared(self, cql: str) -> PreparedStatement:
         """The statement, prepared once; one that is safe to send twice."""
@@ -181,8 +185,18 @@ def _cluster(settings: CassandraSettings, serve: ServeSettings | None) -> Cluste
         ssl_context=tls_context(settings) if settings.tls else None,
         compression=False,  # rows are about 1 kB
         monitor_reporting_enabled=False,
+        connection_class=_connection_class() if serve else DefaultConnection,
         **(heartbeat if serve else {}),
     )
+
+
+def _connection_class() -> type[Any]:
+    """What a service connects by."""
+    if DefaultConnection.__module__ != "cassandra.io.libevreactor":
+        return DefaultConnection  # type: ignore[no-any-return]  # the driver has no types
+    from lookup_api.readers._direct import DirectConnection  # can't be imported where the driver has no libev
+
+    return DirectConnection
 
 
 def tls_context(settings: CassandraSettings) -> ssl.SSLContext:
@@ -205,14 +219,12 @@ def _profile(settings: CassandraSettings, serve: ServeSettings | None, level: st
     # One replica: always the same one, whose caches are warm. More: any of them leads, so that what one of them could not
     # answer is not asked of it first again.
     nodes = TokenAwarePolicy(DCAwareRoundRobinPolicy(settings.local_dc), shuffle_replicas=level != "LOCAL_ONE")
-    hedge = ConstantSpeculativeExecutionPolicy(serve.hedge_seconds, 1) if serve and serve.hedge_seconds else None
     return ExecutionProfile(
         load_balancing_policy=nodes,
         consistency_level=getattr(ConsistencyLevel, level),
         serial_consistency_level=ConsistencyLevel.LOCAL_SERIAL,
         request_timeout=min(settings.timeout_seconds, BACKGROUND_SECONDS) if serve else settings.timeout_seconds,
         row_factory=tuple_factory,
-        speculative_execution_policy=hedge,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from cassandra import InvalidRequest
 from cassandra.query import PreparedStatement, SimpleStatement
 
-from lookup_api.readers._cassandra import DRIVER_ERRORS, ONE, QUORUM, Connection, is_absent, telling
+from lookup_api.readers._cassandra import ONE, QUORUM, Connection, is_absent, telling
 from schemas.errors import RunUnreadable, StoreUnavailable
 from schemas.lists import Kind, ServedList
 from schemas.runs import Release, RunRecord, RunState, table_of
@@ -103,21 +103,17 @@ class CassandraReader:
     ) -> dict[tuple[Kind, str], ServedList]:
         """The lists of those keys that have one, asked for all at once. Raises RunUnreadable."""
         read = self._reads.get(run_id) or self._opened(run_id, until)
-        ask, answer = self._connection.ask, self._connection.answer
-        rows = {}
-        for key, asked in [(key, ask(read, key, ONE, until)) for key in dict.fromkeys(keys)]:
-            try:
-                if (row := answer(asked)) is None:
-                    self._connection.count("confirmation")
-                rows[key] = row
-            except DRIVER_ERRORS:  # whatever it is, others may know better
-                self._connection.count("retry")
-                rows[key] = None
-        if unsure := [key for key, row in rows.items() if row is None]:
-            with self._telling(run_id):
-                for key, asked in [(key, ask(read, key, QUORUM, until)) for key in unsure]:
-                    rows[key] = answer(asked)
-        return {key: decode(row) for key, row in rows.items() if row is not None}
+        found = self._connection.read(read, dict.fromkeys(keys), ONE, until)
+        if unsure := [key for key, row in found.items() if not isinstance(row, tuple)]:
+            absent = sum(found[key] is None for key in unsure)
+            self._connection.count("confirmation", absent)
+            self._connection.count("retry", len(unsure) - absent)  # whatever failed, others may know better
+            found |= self._connection.read(read, unsure, QUORUM, until)
+        with self._telling(run_id):
+            for error in found.values():
+                if isinstance(error, Exception):
+                    raise error
+        return {key: decode(row) for key, row in found.items() if isinstance(row, tuple)}
 
     def parts(self, run_id: str, n: int) -> list[str]:
         """Ranges of tokens, all of one size."""

@@ -1,8 +1,7 @@
 """200,000 lists of 50 into one real Cassandra node: ours, a loop over the plain driver, and spark-cassandra-connector.
 
 All three write the same Parquet from the same Spark session, at LOCAL_QUORUM and without a throttle, each time into a new
-table with our options, whose rows are counted afterwards. The node has the defaults of its heap of 2 GiB, and a Java that
-compiles as in production.
+table with our options, whose rows are counted afterwards.
 """
 
 import os
@@ -30,6 +29,7 @@ from lookup_api.readers._cassandra import Connection
 from lookup_api.readers.cassandra import MIN_TOKEN
 from schemas.settings import CassandraSettings
 from tests.bench import summary
+from tests.bench._node import production_node
 from tests.cassandra import Node
 
 if TYPE_CHECKING:
@@ -39,12 +39,6 @@ ROUNDS = 3
 ROWS, ITEMS, CATALOGUE, FILES = 200_000, 50, 100_000, 64
 CONNECTOR = "com.datastax.spark:spark-cassandra-connector_2.13:3.5.1"
 KEYSPACE = "bench"
-NODE = {
-    "_JAVA_OPTIONS": "-Xms2g -Xmx2g -XX:MaxDirectMemorySize=1g -XX:TieredStopAtLevel=4 "
-    "-Dcassandra.config.allow_system_properties=true "
-    "-Dcassandra.settings.memtable_heap_space=512MiB -Dcassandra.settings.memtable_offheap_space=512MiB"
-}
-"""Java takes these for the last ones of the command line: the tests' nodes are small, and start quickly."""
 
 Load = Callable[[str], object]
 """Loads all lists into an empty table."""
@@ -52,7 +46,7 @@ Load = Callable[[str], object]
 
 def measure(rounds: int) -> dict[str, Any]:
     """Rows a second of each, in turns, and the ratios of ours; no ratio where the connector can't be had."""
-    with tempfile.TemporaryDirectory() as folder, _node(Path(folder) / "cassandra") as node:
+    with tempfile.TemporaryDirectory() as folder, production_node(Path(folder) / "cassandra") as node:
         build = Path(folder) / "run" / "build"
         write_lists(build)
         settings = node.settings(KEYSPACE)
@@ -145,17 +139,6 @@ def write_lists(build: Path) -> None:
             pa.array([1_772_332_200_000] * size, pa.timestamp("ms", "UTC")),
         ]
         pq.write_table(pa.table(columns, names=LISTS.names).cast(LISTS), build / f"bucket-{number:05d}.parquet")
-
-
-@contextmanager
-def _node(folder: Path) -> Iterator[Node]:
-    node = Node(folder)
-    with _environment(NODE):
-        node.start()
-    try:
-        yield node
-    finally:
-        node.stop()
 
 
 @contextmanager

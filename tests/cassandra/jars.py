@@ -37,8 +37,9 @@ EXPORTED = {
     "java.sql": "java.sql",
 }
 """What Cassandra 5.0 reaches into of a Java 17."""
+SMALL = ("-Xms512m", "-Xmx512m", "-XX:MaxDirectMemorySize=512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Starts soon, and leaves the machine to the tests."""
 JAVA_OPTIONS = (
-    *("-Xms512m", "-Xmx512m", "-XX:MaxDirectMemorySize=512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
     *("-XX:+ExitOnOutOfMemoryError", "-Djdk.attach.allowAttachSelf=true"),
     *(f"--add-opens={module}/{name}=ALL-UNNAMED" for module, names in OPENED.items() for name in names.split()),
     *(f"--add-exports={module}/{name}=ALL-UNNAMED" for module, names in EXPORTED.items() for name in names.split()),

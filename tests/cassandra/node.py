@@ -13,7 +13,7 @@ from cassandra.cluster import NoHostAvailable
 
 from lookup_api.readers._cassandra import Connection
 from schemas.settings import CassandraSettings
-from tests.cassandra.jars import JAVA_OPTIONS, fetch, java_for_cassandra
+from tests.cassandra.jars import JAVA_OPTIONS, SMALL, fetch, java_for_cassandra
 from tests.commands import free_port
 
 SUPERUSER = "cassandra"
@@ -88,6 +88,8 @@ class Node:
     seeds: tuple[str, ...] = ("127.0.0.1",)
     yaml: Mapping[str, Any] = field(default_factory=dict)
     """What cassandra.yaml says besides, or instead."""
+    java: tuple[str, ...] = SMALL
+    """Java's memory, collector and compiler."""
 
     def start(self) -> "Node":
         """Start the node, and return when its superuser can log in."""
@@ -116,7 +118,7 @@ class Node:
             **(QUICK if len(self.seeds) == 1 else IN_COMPANY),
         }
         given = [f"-D{name}={value}" for name, value in properties.items()]
-        command = [java_for_cassandra(), *JAVA_OPTIONS, f"-javaagent:{jamm}", *given, "-cp", f"{jars}/*"]
+        command = [java_for_cassandra(), *self.java, *JAVA_OPTIONS, f"-javaagent:{jamm}", *given, "-cp", f"{jars}/*"]
         with (self.folder / "out.log").open("ab") as out:
             daemon = [*command, "org.apache.cassandra.service.CassandraDaemon"]
             self.process = subprocess.Popen(
@@ -166,7 +168,7 @@ class Node:
     def nodetool(self, *arguments: str) -> str:
         """Cassandra's own tool, e.g. `flush`."""
         tool = ["-cp", f"{fetch()}/*", "org.apache.cassandra.tools.NodeTool", "-p", str(self.jmx_port)]
-        command = [java_for_cassandra(), *JAVA_OPTIONS, *tool]
+        command = [java_for_cassandra(), *SMALL, *JAVA_OPTIONS, *tool]
         return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
 
     def answers(self) -> bool:

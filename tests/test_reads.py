@@ -1,0 +1,178 @@
+"""Reads of Cassandra, over a scripted driver: who is asked, when, and what counts as the answer; and how requests are sent."""
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cassandra import OperationTimedOut, ReadTimeout
+from cassandra.io import libevreactor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lookup_api.readers._direct import DirectConnection
+from lookup_api.readers._reads import read_all
+
+ROW = ("row",)
+BROKEN = ReadTimeout("broken")
+HEDGE, TIME = 0.05, 0.3
+
+Step = tuple[float, Any]
+"""When a node answers, and what; None as a time: never."""
+
+
+class Asked:
+    """A read that was sent: its nodes answer as they are told to, each once it is asked."""
+
+    def __init__(self, steps: list[Step | None]) -> None:
+        self.steps = steps
+        self.tell: tuple[Callable[[Any], None], Callable[[Any], None]] | None = None
+        self.asked = 0
+
+    def add_callbacks(self, callback: Callable[[Any], None], errback: Callable[[Any], None]) -> None:
+        self.tell = callback, errback
+        self.send_request()
+
+    def send_request(self, error_no_hosts: bool = True) -> bool:
+        if self.asked == len(self.steps):
+            return False
+        step = self.steps[self.asked]
+        self.asked += 1
+        if step is not None:
+            threading.Timer(step[0], self._answer, [step[1]]).start()
+        return True
+
+    def _answer(self, reply: Any) -> None:
+        assert self.tell
+        self.tell[isinstance(reply, Exception)](reply)
+
+
+def read(nodes: dict[str, list[Step | None]], hedge: float = HEDGE) -> tuple[dict[Any, Any], int, float]:
+    """The replies, how many were hedged, and the seconds it took; the nodes of each key's plan answer as scripted."""
+    session = SimpleNamespace(execute_async=lambda statement, key, **_: Asked(nodes[key[0]]))
+    began = time.monotonic()
+    found, hedges = read_all(session, None, [(name,) for name in nodes], "one", hedge, began + TIME)  # type: ignore[arg-type]  # scripted
+    return {key[0]: reply for key, reply in found.items()}, hedges, time.monotonic() - began
+
+
+def test_a_quick_answer_is_not_hedged() -> None:
+    assert read({"u": [(0.0, [ROW]), (0.0, [("other",)])], "v": [(0.0, [])]})[:2] == ({"u": ROW, "v": None}, 0)
+
+
+def test_a_silent_replica_costs_the_hedge() -> None:
+    """Only the keys that wait are asked for again; the first answer counts, whoever gives it."""
+    found, hedges, seconds = read({"u": [None, (0.0, [ROW])], "v": [(0.0, [ROW])], "w": [(0.15, [ROW]), None]})
+
+    assert (found, hedges) == ({"u": ROW, "v": ROW, "w": ROW}, 2)
+    assert HEDGE < seconds < TIME
+
+
+def test_an_error_waits_for_the_other_replica() -> None:
+    """Where a hedge is under way; the error is the answer only when nobody has a better one."""
+    found, hedges, _ = read({"u": [(0.1, BROKEN), (0.1, [ROW])], "v": [(0.1, BROKEN), (0.0, BROKEN)]})
+
+    assert (found, hedges) == ({"u": ROW, "v": BROKEN}, 2)
+
+
+def test_an_error_at_once_is_not_waited_on() -> None:
+    found, hedges, seconds = read({"u": [(0.0, BROKEN), (0.0, [ROW])]})
+
+    assert (found, hedges) == ({"u": BROKEN}, 0)
+    assert seconds < HEDGE
+
+
+@pytest.mark.parametrize("hedge", [HEDGE, 0.0], ids=["hedged", "never"])
+def test_nobody_waits_past_the_end(hedge: float) -> None:
+    """Neither for a single node that is silent, which has nobody to hedge with, nor for two."""
+    found, hedges, seconds = read({"u": [None], "v": [None, None], "w": [(0.0, [ROW])]}, hedge)
+
+    assert found.pop("w") == ROW
+    assert {type(reply) for reply in found.values()} == {OperationTimedOut}
+    assert hedges == (1 if hedge else 0)
+    assert TIME <= seconds < TIME + 0.2
+
+
+def test_what_comes_too_late_is_nobodys() -> None:
+    """An answer after the end is not waited for, and hurts nobody."""
+    assert isinstance(read({"u": [(TIME + 0.1, [ROW])]}, 0.0)[0]["u"], OperationTimedOut)
+    time.sleep(0.2)
+
+
+class Loop:
+    """The driver's event loop as far as a push knows it: it is woken, and then sends what waits."""
+
+    def __init__(self) -> None:
+        self.woken = 0
+
+    def notify(self) -> None:
+        self.woken += 1
+
+
+def connection(wire: socket.socket) -> DirectConnection:
+    """A connection that is connected, and not shaken hands with."""
+    made = DirectConnection.__new__(DirectConnection)
+    made.deque, made._deque_lock, made._socket, made.ssl_context = deque(), threading.Lock(), wire, None
+    made._write_watcher_is_active, made._socket_writable = False, True
+    wire.setblocking(False)
+    return made
+
+
+@given(st.lists(st.integers(1, 300_000), min_size=1, max_size=12), st.data())
+def test_requests_arrive_whole_and_in_order(sizes: list[int], data: st.DataObject) -> None:
+    """However little the socket takes at once, and whenever the loop comes to what waits."""
+    near, far = socket.socketpair()
+    with near, far, pytest.MonkeyPatch.context() as patch:
+        loop = Loop()
+        patch.setattr(libevreactor, "_global_loop", loop)
+        sender = connection(near)
+        sent = [bytes([number]) * size for number, size in enumerate(sizes)]
+        received = b""
+        for request in sent:
+            sender.push(request)
+            assert loop.woken or not sender.deque
+            if data.draw(st.booleans()):
+                received += far.recv(100_000)
+                sender.handle_write(None, 0)
+        far.settimeout(5)
+        while len(received) < sum(sizes):
+            sender.handle_write(None, 0)
+            received += far.recv(1_000_000)
+
+        assert received == b"".join(sent)
+
+
+def test_a_request_that_the_socket_takes_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what it is for. Over TLS, and while the loop is at it, the loop sends."""
+    loop = Loop()
+    monkeypatch.setattr(libevreactor, "_global_loop", loop)
+    near, far = socket.socketpair()
+    with near, far:
+        sender = connection(near)
+        sender.push(b"one")
+        assert (loop.woken, far.recv(10)) == (0, b"one")
+        sender.ssl_context = object()
+        sender.push(b"two")
+        sender.ssl_context = None
+        sender.push(b"three")
+        assert (loop.woken, list(sender.deque)) == (2, [b"two", b"three"])
+        sender.deque.clear()
+        sender._write_watcher_is_active = True
+        sender.push(b"four")
+        assert list(sender.deque) == [b"four"]
+
+
+def test_a_broken_socket_is_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds out what is wrong, and tells every request of the connection."""
+    loop = Loop()
+    monkeypatch.setattr(libevreactor, "_global_loop", loop)
+    near, far = socket.socketpair()
+    far.close()
+    sender = connection(near)
+    sender.push(b"one")
+    near.close()
+
+    assert (loop.woken, list(sender.deque)) == (1, [b"one"])
