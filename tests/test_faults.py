@@ -3,6 +3,7 @@
 `-s` shows what came back, fault by fault.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,15 +81,24 @@ def test_every_fault_but_the_loss_of_a_quorum_is_hardly_seen(site: Site, cluster
         frozen_at = time.monotonic()
         site.freeze(third, FROZEN)
         wait_out(site)
+        hedges = events(site.port).get("hedge", 0)
         site.roll_back()
         time.sleep(CALM)
     answers = list(client.answers())
     figures = judge(answers, site.happenings, site.may_serve)
     frozen = milliseconds([answer.seconds for answer in during(answers, frozen_at, frozen_at + FROZEN)])
-    print(f"\n{rate:.0f} requests/s; frozen: {frozen}\n{table(figures)}")
+    print(f"\n{rate:.0f} requests/s; frozen: {frozen}; {hedges:.0f} hedges\n{table(figures)}")
 
     check(figures)
     assert frozen["p99_ms"] <= 1e3 * (DEADLINE + SLACK)
+    assert hedges, "the node that was frozen was asked, so that others were, too"
+
+
+def events(port: int) -> dict[str, float]:
+    """What the service's reader did beside one read a list."""
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=15).text
+    found = re.findall(r'nightlist_reader_events_total\{event="(\w+)"\} (\S+)', text)
+    return {event: float(count) for event, count in found}
 
 
 def wait_out(site: Site) -> None:
