@@ -92,16 +92,20 @@ def look(reader: Reader, chosen: Plan, progress: Progress) -> Looked:
     """Read every list of the target, and compare some with the live run's. Raises Refused where not all can be read."""
     start, seeded = time.monotonic(), random.Random(0)  # noqa: S311  which lists are compared is no secret
     rows, newest, sample = 0, None, list[ServedList]()
-    with progress.watch("check", chosen.target.rows or 0, lambda: rows), suppress(RunUnreadable):
-        for rows, served in enumerate(reader.scan(chosen.target.run_id), 1):
-            newest = max(newest or served.scored_at, served.scored_at)
-            if len(sample) < SAMPLE:
-                sample.append(served)
-            elif (place := seeded.randrange(rows)) < SAMPLE:  # so that each list is as likely to be in it
-                sample[place] = served
+    why = ""
+    with progress.watch("check", chosen.target.rows or 0, lambda: rows):
+        try:
+            for rows, served in enumerate(reader.scan(chosen.target.run_id), 1):
+                newest = max(newest or served.scored_at, served.scored_at)
+                if len(sample) < SAMPLE:
+                    sample.append(served)
+                elif (place := seeded.randrange(rows)) < SAMPLE:  # so that each list is as likely to be in it
+                    sample[place] = served
+        except RunUnreadable as error:
+            why = f" ({error})"
     if rows != chosen.target.rows or not rows:
         raise Refused(
-            f"run {chosen.target.run_id} holds {rows} lists that can be read where {chosen.target.rows} were published; "
+            f"run {chosen.target.run_id} holds {rows} lists that can be read where {chosen.target.rows} were published{why}; "
             f"choose another with --to"
         )
     looked = Looked(rows, newest, 0.0, len(sample))

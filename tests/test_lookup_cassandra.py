@@ -69,6 +69,15 @@ def frozen(node: Node) -> Iterator[None]:
         os.kill(node.process.pid, signal.SIGCONT)
 
 
+@contextmanager
+def away(node: Node) -> Iterator[None]:
+    node.kill()
+    try:
+        yield
+    finally:
+        node.start()
+
+
 def eventually(holds: Callable[[], bool], seconds: float) -> bool:
     end = time.monotonic() + seconds
     while not (found := holds()) and time.monotonic() < end:
@@ -132,11 +141,8 @@ def test_a_killed_node_that_is_back_is_served_from(pair: Pair, cassandra: Node, 
     """Meanwhile requests are refused at once; then the driver finds it again, or the watchdog does."""
     with served(config(pair, tmp_path)) as api:
         assert eventually(lambda: is_served(api), 10)
-        cassandra.kill()
-        try:
+        with away(cassandra):
             assert_refused_in_time(api)
-        finally:
-            cassandra.start()
 
         assert eventually(lambda: is_served(api), 30)
 
@@ -150,11 +156,8 @@ def test_a_driver_that_never_comes_back_is_replaced(
     with served(config(pair, tmp_path, "refresh_seconds = 0.2\n", rebuild_seconds=2.0)) as api:
         assert eventually(lambda: is_served(api), 10)
         given_up = api.service.follower().reader._connection.session()  # type: ignore[attr-defined]  # Cassandra's own
-        cassandra.kill()
-        try:
+        with away(cassandra):
             assert_refused_in_time(api)
-        finally:
-            cassandra.start()
 
         assert eventually(lambda: is_served(api), 30)
         assert eventually(lambda: given_up.cluster.is_shutdown, 10)

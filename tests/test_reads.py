@@ -9,13 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cassandra import OperationTimedOut, ReadTimeout
+from cassandra import InvalidRequest, OperationTimedOut, ReadTimeout
 from cassandra.io import libevreactor
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lookup_api.readers._cassandra import Connection
 from lookup_api.readers._direct import DirectConnection
 from lookup_api.readers._reads import read_all
+from schemas.settings import CassandraSettings
 
 ROW = ("row",)
 BROKEN = ReadTimeout("broken")
@@ -100,6 +102,28 @@ def test_what_comes_too_late_is_nobodys() -> None:
     """An answer after the end is not waited for, and hurts nobody."""
     assert isinstance(read({"u": [(TIME + 0.1, [ROW])]}, 0.0)[0]["u"], OperationTimedOut)
     time.sleep(0.2)
+
+
+def test_a_table_that_one_node_does_not_know_is_read_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was away when it was made; and where no node knows it, or the others are away, that is what is told."""
+    known: set[str] = set()
+
+    def execute(statement: str, values: Any, execution_profile: Any, host: str | None) -> str:
+        if host == "away":
+            raise OperationTimedOut
+        if host not in known:
+            raise InvalidRequest("table lists_x does not exist")
+        return f"{statement} by {host}"
+
+    hosts = SimpleNamespace(all_hosts=lambda: ["back", "away", "third"])
+    session = SimpleNamespace(execute=execute, cluster=SimpleNamespace(metadata=hosts))
+    connection = Connection(CassandraSettings())
+    monkeypatch.setattr(connection, "_session", session)
+
+    with pytest.raises(InvalidRequest, match="does not exist"):
+        connection.execute_where_known("SELECT")
+    known.add("third")
+    assert connection.execute_where_known("SELECT") == "SELECT by third"
 
 
 class Loop:

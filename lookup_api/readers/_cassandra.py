@@ -6,7 +6,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 
@@ -27,6 +27,7 @@ from cassandra.policies import (
     ExponentialReconnectionPolicy,
     TokenAwarePolicy,
 )
+from cassandra.pool import Host
 from cassandra.protocol import ErrorMessage
 from cassandra.query import PreparedStatement, tuple_factory
 
@@ -81,15 +82,28 @@ class Connection:
         with self._counting:
             self.events[event] += times
 
-    def execute(self, statement: Any, values: Sequence[Any] = (), profile: Any = QUORUM) -> Any:
-        """The result of one statement. Raises the driver's errors."""
+    def execute(
+        self, statement: Any, values: Sequence[Any] = (), profile: Any = QUORUM, host: Host | None = None
+    ) -> Any:
+        """The result of one statement, by one node or any. Raises the driver's errors."""
         try:
-            result = self.session().execute(statement, values or None, execution_profile=profile)
+            result = self.session().execute(statement, values or None, execution_profile=profile, host=host)
         except UNREACHED:
             self._unreached()
             raise
         self._watchdog.reached()
         return result
+
+    def execute_where_known(self, statement: Any) -> Any:
+        """The result of a statement, by the first node that knows its table. One that was away, or stood still, when the
+        table was made says for up to a minute after it is back that there is none. Raises the driver's errors."""
+        try:
+            return self.execute(statement)
+        except InvalidRequest:
+            for host in self.session().cluster.metadata.all_hosts():
+                with suppress(InvalidRequest, *UNREACHED):
+                    return self.execute(statement, host=host)
+            raise
 
     def read(
         self, statement: PreparedStatement, keys: Iterable[Key], profile: str, until: float | None

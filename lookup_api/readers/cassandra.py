@@ -124,7 +124,7 @@ class CassandraReader:
         """Every list of the run, or of a range of tokens, as a quorum has them. Raises RunUnreadable."""
         query = f"{LISTS} {lists_table(self.settings, run_id)}{_range(part)}"
         with self._telling(run_id):
-            rows = self._connection.execute(SimpleStatement(query, fetch_size=PAGE))
+            rows = self._connection.execute_where_known(SimpleStatement(query, fetch_size=PAGE))
         return self._scan(run_id, rows)
 
     def close(self) -> None:

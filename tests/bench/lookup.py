@@ -33,8 +33,6 @@ CONNECTIONS = 16
 ITEMS, CATALOGUE = 50, 100_000
 FILE_LISTS = 50_000
 SERVED, LOADED = "20261120_00000001", "20261121_00000002"
-WARM_UP_SECONDS = 20.0
-"""From the start of a load: until then the node's Java compiles what writes anew, on the cores that the service shares."""
 ANYWHERE: tuple[str, ...] = ()
 ON_ONE_CORE = ("taskset", "-c", str(max(os.sched_getaffinity(0))))
 """How a process is started. All threads of a Python process share one lock, so that a second core only costs handovers."""
@@ -50,32 +48,33 @@ def measure(
     say little.
     """
     with ready_site(lists) as site, serving(site.config) as port, serving(site.config, under=ON_ONE_CORE) as pinned:
-        return figures(site, port, pinned, rounds, lists, seconds, burst_seconds, load_rate)
+        found = saturated(site, {ANYWHERE: port, ON_ONE_CORE: pinned}, rounds, lists, burst_seconds)
+        return found | open_loop(site, port, lists, seconds, found["rps"] / 2, load_rate)
 
 
-def figures(
-    site: Place, port: int, pinned: int, rounds: int, lists: int, seconds: float, burst_seconds: float, load_rate: int
+def saturated(
+    site: Place, ports: dict[tuple[str, ...], int], rounds: int, lists: int, seconds: float
 ) -> dict[str, Any]:
-    """All that is measured of two services that run, of which one is pinned to a core."""
+    """What the driver reads, and a service answers, by turns; for each way to start them."""
 
     def burst(port: int) -> float:
-        return float(Client(port, lists, burst_seconds, connections=CONNECTIONS).result()["lists_per_second"])
+        return float(Client(port, lists, seconds, connections=CONNECTIONS).result()["lists_per_second"])
 
-    def pair(port: int, under: Sequence[str]) -> tuple[float, float]:
-        return raw(site, lists, burst_seconds, under), burst(port)
+    for port in ports.values():  # before it counts
+        burst(port)
+    turns = [[(raw(site, lists, seconds, under), burst(port)) for under, port in ports.items()] for _ in range(rounds)]
+    anywhere, on_one_core = (compared(pairs) for pairs in zip(*turns, strict=True))
+    return {**anywhere, "on_one_core": on_one_core}
 
-    for each in (port, pinned):
-        burst(each)
-    turns = [(pair(port, ANYWHERE), pair(pinned, ON_ONE_CORE)) for _ in range(rounds)]
-    free, on_one_core = (compared(pairs) for pairs in zip(*turns, strict=True))
-    rps = free["rps"]
-    calm = Client(port, lists, seconds, rate=rps / 2).result()
+
+def open_loop(site: Place, port: int, lists: int, seconds: float, rate: float, load_rate: int) -> dict[str, Any]:
+    """Latencies at `rate`, without a load and beside one that has begun: until then the node's Java compiles what writes
+    anew, on the cores that the service shares."""
+    calm = Client(port, lists, seconds, rate=rate).result()
     with loading(site, load_rate):
-        Client(port, lists, WARM_UP_SECONDS, rate=rps / 2).result()
-        busy = Client(port, lists, seconds, rate=rps / 2).result()
+        Client(port, lists, seconds / 3, rate=rate).result()
+        busy = Client(port, lists, seconds, rate=rate).result()
     return {
-        **free,
-        "on_one_core": on_one_core,
         "answered": min(calm["share"], busy["share"]),
         "p50_ms": calm["p50_ms"],
         "p99_ms": calm["p99_ms"],
