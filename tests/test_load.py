@@ -24,8 +24,10 @@ from jobs.stores._writer import BATCH_BYTES, PARTITIONS, Ring, chunks
 from jobs.tally import SLOTS, Tally, inside, of_batch, of_lists, tally
 from schemas.lists import KINDS, ServedList
 from schemas.settings import StoreSettings
-from tests.clock import START
 from tests.memory import batches
+
+SCORED_AT = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
+"""Of lists whose digest is known."""
 
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40) | st.just("😀" * 128)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -45,7 +47,7 @@ several = st.lists(served, min_size=1, max_size=8)
 
 
 def one(key: str, *found: str, score: float = 0.5) -> ServedList:
-    return ServedList("user", key, found, (score,) * len(found), ("als",) * len(found), START)
+    return ServedList("user", key, found, (score,) * len(found), ("als",) * len(found), SCORED_AT)
 
 
 def as_batch(lists: list[ServedList]) -> pa.RecordBatch:
@@ -186,7 +188,8 @@ def test_batches_are_bounded_and_hold_every_row_once(rows: list[tuple[int, int]]
 def test_lists_of_50_travel_in_tens_and_long_ones_alone() -> None:
     """By Cassandra's own limits, as it comes: 50 KiB a batch of several partitions."""
     usual = [
-        ServedList("user", f"u{n:07d}", ("v000123",) * 50, (0.5,) * 50, ("als+popular",) * 50, START) for n in range(30)
+        ServedList("user", f"u{n:07d}", ("v000123",) * 50, (0.5,) * 50, ("als+popular",) * 50, SCORED_AT)
+        for n in range(30)
     ]
     long = [one(f"u{number}", *["x" * 512] * 500) for number in range(3)]
     sizes = []
@@ -299,7 +302,7 @@ CHANGES = {
     "a score": lambda found: replace(found, scores=(0.5, np.nextafter(np.float32(0.5), np.float32(1)))),
     "a sign": lambda found: replace(found, scores=(0.5, -0.5)),
     "a source": lambda found: replace(found, sources=("als", "popular")),
-    "the time": lambda found: replace(found, scored_at=START + timedelta(milliseconds=1)),
+    "the time": lambda found: replace(found, scored_at=SCORED_AT + timedelta(milliseconds=1)),
     "the kind": lambda found: replace(found, kind="similar"),
     "the key": lambda found: replace(found, key="U"),
     "all items": lambda found: replace(found, items=(), scores=(), sources=()),

@@ -93,7 +93,9 @@ def test_a_damaged_target_is_refused_and_another_one_can_be_named(site: Site) ->
     lists_path(site.settings.path, NEWER).unlink()
     refused = command(site, "rollback", "--yes")
     assert (refused.code, refused.stdout) == (3, "")
-    assert f"{NEWER} holds 0 lists that can be read where 9 were published; choose another with --to" in refused.stderr
+    assert f"{NEWER} holds 0 lists that can be read where 9 were published (" in refused.stderr
+    assert f"{lists_path(site.settings.path, NEWER)} does not exist" in refused.stderr
+    assert refused.stderr.endswith("choose another with --to\n")
 
     assert command(site, "rollback", "--yes", "--to", OLDER).code == 0
     assert site.served() == OLDER
