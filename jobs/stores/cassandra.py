@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from string import Template
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID, uuid1, uuid4
 
 from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, WriteFailure, WriteTimeout
 from cassandra.cluster import NoHostAvailable
@@ -20,7 +20,7 @@ from cassandra.cluster import NoHostAvailable
 from jobs.stores import Lists
 from jobs.stores._registry import Change, Registry, RegistryStore, utc_now
 from jobs.stores._writer import write_parts
-from lookup_api.readers._cassandra import SERIAL, Connection, is_absent, telling
+from lookup_api.readers._cassandra import SERIAL, UNREACHED, Connection, is_absent, telling
 from lookup_api.readers.cassandra import lists_table, utc
 from schemas.ddl import statements
 from schemas.errors import Busy, NightlistError, StoreUnavailable
@@ -70,10 +70,10 @@ class CassandraStore(RegistryStore):
         self._read().check_loading(run_id, fence)
         if not resume:
             self._ddl("drop", table, progress)
-        self._ddl("lists", table, progress)
+        self._ddl("lists", table, progress, self._table_id(run_id) if resume else None)
         try:
             write = partial(write_parts, self.settings, table, fence)
-            written = lists.each_part(write, self._identity(run_id), progress)
+            written = lists.each_part(write, str(self._table_id(run_id)), progress)
             self._read().check_loading(run_id, fence)
         except StoreUnavailable:
             raise
@@ -166,16 +166,29 @@ class CassandraStore(RegistryStore):
         for run_id in after.gone(before):
             yield f"DELETE FROM {self._registry} WHERE name = 'nightlist' AND run_id = %s", [run_id]
 
-    def _identity(self, run_id: str) -> str:
-        """Of the run's table: another one of the same name has another."""
+    def _table_id(self, run_id: str) -> str | None:
+        """Of the run's table, another one of the same name having another; where any node knows it: one that was away when it
+        was made does not."""
         query = "SELECT id FROM system_schema.tables WHERE keyspace_name = %s AND table_name = %s"
         with telling(self.settings):
-            return str(self._connection.execute(query, (self.settings.keyspace, table_of(run_id))).one()[0])
+            for host in self._connection.session().cluster.metadata.all_hosts():
+                with suppress(*UNREACHED):
+                    names = (self.settings.keyspace, table_of(run_id))
+                    if (found := self._connection.execute(query, names, host=host).one()) is not None:
+                        return str(found[0])
+        return None
 
-    def _ddl(self, part: str, table: str = "", progress: Callable[[int], None] = lambda rows: None) -> None:
+    def _ddl(
+        self,
+        part: str,
+        table: str = "",
+        progress: Callable[[int], None] = lambda rows: None,
+        table_id: str | None = None,
+    ) -> None:
         """One part of the DDL file, when all nodes that are up agree on it; it says IF (NOT) EXISTS, so that it can be
         tried until they do. `progress` is told between tries that nothing is written yet: a lease goes on meanwhile."""
         names = {**self.settings.model_dump(include={"keyspace", "local_dc", "replication_factor"}), "table": table}
+        names["id"] = table_id or str(uuid1())
         cql = Template(statements(DDL, part)).substitute(names)
         deadline = time.monotonic() + DDL_SECONDS
         while not self._agreed(cql, last=time.monotonic() > deadline):
