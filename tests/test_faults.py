@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import Timer
 
 import pytest
 import requests
-from cassandra.pool import Host
 
-from jobs.stores.cassandra import CassandraStore
 from lookup_api.readers._cassandra import DRIVER_ERRORS, ONE, Connection
 from tests.cassandra import Cluster, Node
 from tests.load import Answer, Client, milliseconds
@@ -27,8 +24,6 @@ SHARE = 0.25
 CALM = 8.0
 """Seconds between faults in which nothing happens."""
 FROZEN = 20.0
-STILL = 20.0
-"""Seconds after which a node that stood still carries out what it was told: after 8, it heard of the others' table first."""
 COUNTED = 30.0
 """Seconds in which the service has to be back after all nodes are."""
 DEADLINE = 0.5
@@ -161,43 +156,6 @@ def test_rows_that_a_node_lacks_are_found_on_another(site: Site, cluster: Cluste
         assert {(answer["run_id"], answer["source"]) for answer in answers} == {(run_id, "personal")}
         owners = [item["item_id"].rsplit(":", 1)[0] for answer in answers for item in answer["items"][:1]]
         assert owners == [f"{run_id}:u{user}" for user in range(USERS)]
-
-
-class Stalled(CassandraStore):
-    """Its statements are also sent to a node that stands still, as the driver does where a node stops answering."""
-
-    still = ""
-
-    def _agreed(self, cql: str, last: bool) -> bool:
-        self._connection.session().execute_async(cql, host=self.host(self.still), timeout=None)
-        return super()._agreed(cql, last)
-
-    def host(self, address: str) -> Host:
-        return next(host for host in self._connection.session().cluster.metadata.all_hosts() if host.address == address)
-
-
-def test_a_table_that_is_made_once_more_takes_no_list_away(cluster: Cluster) -> None:
-    """A node that stood still makes it when it goes on, long after the others made it and it was filled."""
-    third, table = cluster.nodes[2], "late.lists_20260301_00000001"
-    store = Stalled(cluster.settings("late"))
-    with closing(CassandraStore(store.settings)) as maker:
-        maker.create()
-    store.still = third.host
-    third.freeze()
-    going_on = Timer(STILL, third.thaw)
-    going_on.start()
-    try:
-        store._ddl("lists", table)
-        for user in range(USERS):
-            insert = f"INSERT INTO {table} (kind, key) VALUES ('user', 'u{user}')"
-            store._connection.execute(insert, host=store.host(cluster.nodes[0].host))
-    finally:
-        going_on.join()
-    time.sleep(STILL)
-    cluster.wait()
-
-    assert store._connection.execute_where_known(f"SELECT COUNT(*) FROM {table}").one() == (USERS,)
-    store.close()
 
 
 def lacking(cluster: Cluster, node: Node, table: str) -> int:
