@@ -73,7 +73,9 @@ class CassandraStore(RegistryStore):
         self._ddl("lists", table, progress, self._table_id(run_id) if resume else None)
         try:
             write = partial(write_parts, self.settings, table, fence)
-            written = lists.each_part(write, str(self._table_id(run_id)), progress)
+            if (table_id := self._table_id(run_id)) is None:
+                raise StoreUnavailable(f"no node that can be reached knows {table}; run the same command again")
+            written = lists.each_part(write, table_id, progress)
             self._read().check_loading(run_id, fence)
         except StoreUnavailable:
             raise
