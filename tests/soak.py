@@ -7,6 +7,7 @@ a promise was not kept.
 
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -106,15 +107,20 @@ def main(minutes: float, seed: int | None) -> None:
     """Three real nodes, requests at a constant rate, and random faults."""
     seed = random.randrange(10**6) if seed is None else seed
     say(f"seed {seed}")
-    with tempfile.TemporaryDirectory(prefix="nightlist-soak-") as folder:
-        figures = play(Path(folder), 60 * minutes, seed)
-    say(table(figures))
-    click.echo(json.dumps(figures))
+    folder = Path(tempfile.mkdtemp(prefix="nightlist-soak-"))
     try:
+        figures = play(folder, 60 * minutes, seed)
+        say(table(figures))
+        click.echo(json.dumps(figures))
         check(figures)
     except AssertionError as error:
         say(f"not kept: {str(error).splitlines()[0]}")
         sys.exit(1)
+    finally:
+        if sys.exception() is None:
+            shutil.rmtree(folder)
+        else:
+            say(f"all logs and answers lie in {folder}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ The factors that training leaves for users are never used: some implementations'
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from scipy.sparse import csr_matrix
 
 from jobs.models import Candidates, ItemList, Users, rows_of
 from jobs.models._top import empty, top_n
+from jobs.search import Between, OneOf
 from schemas.settings import Section
 
 BLOCK = 256
@@ -31,13 +32,13 @@ BLOCK = 256
 class FactorSettings(Section):
     """The objective, and how far to go; confidence of a pair is 1 + alpha * r in every implementation."""
 
-    factors: int = Field(64, ge=1)
+    factors: Annotated[int, OneOf((32, 64, 128, 256, 512))] = Field(64, ge=1)
     """Length of the vectors; too few is the commonest fault."""
     regularization: float = Field(gt=0)
     """lambda."""
     frequency_exponent: float
     """lambda is scaled by (a row's number of pairs) ** v."""
-    alpha: float = Field(10.0, gt=0)
+    alpha: Annotated[float, Between(1, 100)] = Field(10.0, gt=0)
     """Confidence of a pair is 1 + alpha * r; good values span 1 to 100."""
     iterations: int = Field(10, ge=1)
     """Sweeps over users and items."""

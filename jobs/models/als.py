@@ -6,7 +6,7 @@ Trained by `implicit` on one machine. Confidence is 1 + alpha * r; implicit's ma
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from jobs.models import CandidateModel, Training
 from jobs.models._factors import FactorModel, FactorSettings
+from jobs.search import Between
 
 if TYPE_CHECKING:
     from implicit.cpu.als import AlternatingLeastSquares
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Settings(FactorSettings):
     """ALS by `implicit`."""
 
-    regularization: float = Field(30.0, gt=0)
+    regularization: Annotated[float, Between(0.01, 100)] = Field(30.0, gt=0)
     """lambda; good values span .01 to 100."""
     frequency_exponent: float = 0.0
     """lambda is scaled by (a row's number of pairs) ** v. `implicit` is v = 0 and refuses others."""
