@@ -72,7 +72,7 @@ def recommend(
     names = settings.retrieve.models
     everybody = sections(settings) | {"popular": settings.popular.model_copy(update={"segments": ()})}
     data = run.stage("dataset", dataset.assemble, buckets, events, inputs, settings.dataset, day)
-    trained = run.stage("train", train.fit, data, (*names, "popular"), everybody, (), settings.train.seed)
+    trained = run.stage("train", train.fit, data, (*names, "popular"), everybody, (), settings.train)
     found = run.stage("retrieve", retrieve.find, buckets, data, trained, names, settings.retrieve.candidates)
     ranked = run.stage("rank", rank.blend, buckets, data, found, settings.rank, len(names))
     return run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)

@@ -98,7 +98,7 @@ def lists(
     kept = buckets.spark.read.parquet(str(cleaned / events.KEPT))
     data = run.stage("dataset", dataset.assemble, buckets, kept, inputs, settings.dataset, day, segments)
     run.stage("served_previous", served_previous, parent, kept, settings, day, salt=parent.run_id if parent else "")
-    trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train.seed)
+    trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train)
     candidates = run.stage("retrieve", retrieve.find, buckets, data, trained, models, settings.retrieve.candidates)
     ranked = run.stage("rank", rank.blend, buckets, data, candidates, settings.rank, len(models))
     reranked = run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)

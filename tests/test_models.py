@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -18,9 +17,8 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from jobs import models
-from jobs.config import settings_class
+from jobs.config import TrainSettings, settings_class
 from jobs.models import NONE, CandidateModel, Candidates, ItemList, Training, Users, als, popular, similar
-from jobs.models._top import top_n
 from jobs.stages.train import fit as train
 from jobs.stages.train import in_order
 from schemas.lists import ALL, KINDS
@@ -346,38 +344,6 @@ def test_models_and_stages_share_no_section() -> None:
     assert set() == base & set(models.names())
 
 
-class TestTopN:
-    """The one rule of selection."""
-
-    @given(
-        scores=arrays(
-            np.float32,
-            array_shapes(min_dims=2, max_dims=2, max_side=12),
-            elements=st.sampled_from([-np.inf, -2.5, 0.0, 1.0, np.float32(1e-30), np.float32(3e38)])
-            | st.floats(-100, 100, width=32),
-        ),
-        n=st.integers(1, 15),
-    )
-    def test_it_is_the_sorted_head(self, scores: NDArray[np.float32], n: int) -> None:
-        """It equals sorting each row by (score, lower number) and cutting, -inf left out."""
-        found = top_n(scores, n)
-        expected = [
-            sorted((i for i in range(row.size) if row[i] > -np.inf), key=lambda i: (-row[i], i))[:n] for row in scores
-        ]
-
-        assert expected == [listed(found, row) for row in range(len(scores))]
-        for row, items in enumerate(expected):
-            assert_array_equal(scores[row, items], found.scores[row, : len(items)])
-
-    def test_nan_is_refused(self) -> None:
-        """One NaN anywhere is an error, not an order by accident."""
-        scores = np.zeros((3, 4), np.float32)
-        scores[2, 1] = np.nan
-
-        with pytest.raises(ValueError, match="NaN"):
-            top_n(scores, 2)
-
-
 class TestAls:
     """ALS."""
 
@@ -659,7 +625,7 @@ class TestSimilar:
         """Training `similar` by factors from a dataset on disk saves als beside it, and both can be loaded."""
         write_dataset(tmp_path / "dataset", [[("a", [0, 1]), ("b", [])], [("c", [1, 2])]], [True] * 3)
         sections = {"als": als.Settings(factors=2), "similar": similar.Settings(method="factors")}
-        counts = train(tmp_path / "train", tmp_path / "dataset", ("similar",), sections, (), 7)
+        counts = train(tmp_path / "train", tmp_path / "dataset", ("similar",), sections, (), TrainSettings())
 
         assert counts == {"rows": 2, "items": 3, "pairs": 4, "models": ["als", "similar"]}
         assert als.Model.load(tmp_path / "train" / "als").item_factors.shape == (3, 2)
