@@ -21,7 +21,7 @@ from scipy.linalg.lapack import dposv
 from scipy.sparse import csr_matrix
 
 from jobs.models import Candidates, ItemList, Users
-from jobs.models._top import USERS, best_of_product, empty
+from jobs.models._top import best_of_product, empty
 from jobs.search import Between, OneOf
 from schemas.settings import Section
 
@@ -71,13 +71,10 @@ class FactorModel:
         """Users without a pair have no taste to fold in, and get no candidates."""
         rows, items = users.weights.shape
         found, allowed = empty(rows, min(n, items)), self.known & users.eligible
-        with_taste = np.flatnonzero(np.diff(users.weights.indptr))
-        for start in range(0, with_taste.size, USERS):
-            block = with_taste[start : start + USERS]
-            tastes = self.fold_in(users.weights[block])
-            found.items[block], found.scores[block] = best_of_product(
-                tastes, self.item_factors, users.excluded[block], allowed, n
-            )
+        active = np.flatnonzero(np.diff(users.weights.indptr))
+        tastes = self.fold_in(users.weights[active])
+        best = best_of_product(tastes, self.item_factors, users.excluded[active], allowed, n)
+        found.items[active], found.scores[active] = best
         return found
 
     def lists(self, eligible: NDArray[np.bool_], n: int) -> Iterator[ItemList]:
