@@ -60,7 +60,7 @@ class Dataset:
         size = eligible.size
         weights, ages = (csr(rows[ITEMS], size, values(rows[name])) for name in (WEIGHTS, AGES))
         excluded = csr(rows[SEEN], size) + csr(rows[BLOCKED], size)
-        return column(rows, USER_ID), Users(weights, ages, excluded, eligible)
+        return column(rows, USER_ID), Users(weights, ages, excluded, eligible, labels(rows))
 
     def size(self) -> dict[str, int]:
         """Users with at least one pair (`rows`), items and pairs, counted a bucket at a time."""
@@ -129,13 +129,18 @@ class StoredTraining(Training):
         rows = pa.concat_tables(tables).combine_chunks()
         rows = rows.filter(pc.list_value_length(rows[ITEMS]).to_numpy() > 0).combine_chunks()
         weights, ages = (csr(rows[ITEMS], self.items, values(rows[name])) for name in (WEIGHTS, AGES))
-        labels = {name: np.array(rows[SEGMENT + name].to_pylist(), dtype=object) for name in self._segments}
-        return Training(weights, ages, labels, self.seed)
+        return Training(weights, ages, labels(rows), self.seed)
 
 
 def column(table: pa.Table, name: str) -> pa.Array:
     """One column as one array."""
     return table[name].combine_chunks()
+
+
+def labels(rows: pa.Table) -> dict[str, NDArray[np.object_]]:
+    """The segments' columns: a user's value, or None, by the column's name in the users table."""
+    names = [name for name in rows.column_names if name.startswith(SEGMENT)]
+    return {name.removeprefix(SEGMENT): np.array(rows[name].to_pylist(), dtype=object) for name in names}
 
 
 def values(lists: pa.ChunkedArray) -> NDArray[np.generic]:

@@ -27,11 +27,12 @@ from schemas.lists import ALL, KINDS
 from schemas.settings import Section
 from tests.test_lists import write_dataset
 
-KNOWS_NO_TASTE = ("popular",)
-"""Models that give everybody the same: no checkerboard for them."""
 SMALL: dict[str, dict[str, Any]] = {
     "als": {"factors": 8, "regularization": 1.0, "iterations": 3},
     "als_spark": {"factors": 8, "regularization": 0.1, "iterations": 2},
+    "ease": {"regularization": 2.0},
+    "segment": {"segments": ("country",)},
+    "spectral": {"factors": 2},
 }
 """Settings for worlds of a few dozen items, where a model's defaults are for millions."""
 
@@ -70,7 +71,7 @@ def variants() -> Iterator[Any]:
 
 
 every_model = pytest.mark.parametrize("variant", list(variants()))
-taste = pytest.mark.parametrize("variant", [v for v in variants() if v.values[0].name not in KNOWS_NO_TASTE])
+taste = pytest.mark.parametrize("variant", [v for v in variants() if models.personal(v.values[0].name)])
 
 
 def matrix(rows: Rows, items: int, values: Any = 1.0) -> csr_matrix:
@@ -83,7 +84,9 @@ def matrix(rows: Rows, items: int, values: Any = 1.0) -> csr_matrix:
 def training_of(
     rows: Rows, items: int, weights: Any = 1.0, ages: Any = 0.0, **segments: Sequence[str | None]
 ) -> Training:
-    labels = {name: np.array(values, dtype=object) for name, values in segments.items()}
+    """Users come in turn from GB, from DE and from nowhere, unless told otherwise."""
+    given = segments or {"country": [("GB", "DE", None)[user % 3] for user in range(len(rows))]}
+    labels = {name: np.array(values, dtype=object) for name, values in given.items()}
     return Training(matrix(rows, items, weights), matrix(rows, items, ages), labels, seed=7)
 
 
@@ -91,7 +94,8 @@ def users_of(training: Training, excluded: Rows | None = None, eligible: Sequenc
     """The users trained on; unless told otherwise they have seen their history, and everything may be shown."""
     size = training.weights.shape[1]
     seen = training.weights.copy() if excluded is None else matrix(excluded, size)
-    return Users(training.weights, training.ages, seen, np.ones(size, bool) if eligible is None else np.array(eligible))
+    shown = np.ones(size, bool) if eligible is None else np.array(eligible)
+    return Users(training.weights, training.ages, seen, shown, training.segments)
 
 
 def some_world(users: int = 40, items: int = 30, seed: int = 1) -> Training:
@@ -101,8 +105,7 @@ def some_world(users: int = 40, items: int = 30, seed: int = 1) -> Training:
         sorted(rng.choice(items, rng.integers(3, min(11, items + 1)), replace=False).tolist()) for _ in range(users)
     ]
     pairs = sum(map(len, rows))
-    segments = {"country": [("GB", "DE", None)[user % 3] for user in range(users)]}
-    return training_of(rows, items, rng.random(pairs) * 5 + 0.01, rng.random(pairs) * 60, **segments)
+    return training_of(rows, items, rng.random(pairs) * 5 + 0.01, rng.random(pairs) * 60)
 
 
 def checkerboard(size: int = 20) -> Training:
@@ -121,11 +124,13 @@ def worlds(draw: st.DrawFn) -> tuple[Training, Users]:
     pairs = sum(map(len, rows))
     weights = draw(st.lists(st.sampled_from([1e-30, 0.25, 1.0, 40.0]), min_size=pairs, max_size=pairs))
     ages = draw(st.lists(st.sampled_from([0.0, 0.5, 14.0, 400.0, 9000.0]), min_size=pairs, max_size=pairs))
-    everyone = Users(
-        matrix(rows, items, weights), matrix(rows, items, ages), matrix(excluded, items), np.array(eligible)
+    country = np.array(
+        draw(st.lists(st.sampled_from(["GB", "DE", None]), min_size=len(rows), max_size=len(rows))), dtype=object
     )
+    stored = (matrix(rows, items, weights), matrix(rows, items, ages), matrix(excluded, items), np.array(eligible))
+    everyone = Users(*stored, {"country": country})
     active = [user for user, row in enumerate(rows) if row]
-    return Training(everyone.weights[active], everyone.ages[active], {}, seed=7), everyone
+    return Training(everyone.weights[active], everyone.ages[active], {"country": country[active]}, seed=7), everyone
 
 
 def listed(found: Candidates, row: int) -> list[int]:
@@ -284,7 +289,7 @@ class TestEveryModel:
         histories = matrix([[], [0], []], 4)
         users = Users(histories, histories, matrix([[], [0], [2]], 4), np.ones(4, bool))
         found = variant.fit(training).candidates(users, 4)
-        expected = ([0, 1, 2], [0, 1]) if variant.name in KNOWS_NO_TASTE else ([], [])
+        expected = ([0, 1, 2], [0, 1]) if not models.personal(variant.name) else ([], [])
 
         assert expected == (listed(found, 0), listed(found, 2))
         assert listed(found, 1)
@@ -609,7 +614,7 @@ class TestSimilar:
         ages = np.random.default_rng(3).permutation(5_000).astype(np.float32)
         training = training_of([range(5_000), [0, 1]], 5_000, ages=np.r_[ages, 0, 0])
         cut = similar.latest(training.ages, 100)
-        blocks = similar._cooccurrence_blocks(similar.normalised(cut, 14.0), 30.0)
+        blocks = similar._cooccurrence_blocks(similar.normalised(cut, 14.0), similar.Settings())
         pairs = sum(int(block.nnz) for _, block in blocks)
 
         assert np.diff(cut.indptr).tolist() == [100, 2]

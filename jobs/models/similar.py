@@ -1,12 +1,18 @@
 """Item-to-item: what goes with this item, by co-occurrence with shrinkage or by the cosine of ALS factors.
 
+    s(i, j) = (c_ij / (n_i ** x * n_j ** y) * c_ij / (c_ij + shrinkage)) ** q        c_ij: sum over users of decay / length ** a
+
+The defaults (a = 1, x = y = 1/2, q = 1) are a cosine. y is how much the popularity of what is proposed counts against it, as beta
+is in RP3beta, which is x = a = 1 (Paudel, Christoffel, Newell, Bernstein, "Updatable, Accurate, Diverse, and Scalable
+Recommendations for Interactive Applications", TiiS 2017; q is its alpha).
+
 A user's candidates are what is similar to the history: score(u, j) = sum over i in the history of h(age) * s(i, j), where
 h halves with age (item-based top-N, Deshpande and Karypis, "Item-Based Top-N Recommendation Algorithms", TOIS 2004).
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +21,13 @@ from scipy.sparse import csr_matrix, vstack
 
 from jobs.models import CandidateModel, Candidates, ItemList, Training, Users, rows_of
 from jobs.models._top import empty, top_n
+from jobs.search import Between
 from schemas.settings import Section
 
 BLOCK = 256
 """Rows scored at a time: the block's scores against all items bound the memory."""
+LARGEST = 1e30
+"""A similarity stops here: with x + y > 1, one of two items that nobody had for years would be infinite."""
 
 
 class Settings(Section):
@@ -26,13 +35,21 @@ class Settings(Section):
 
     method: Literal["cooccurrence", "factors"] = "cooccurrence"
     """Users in common, or the cosine of ALS item factors (needs `als` among retrieve.models or trains it beside)."""
-    neighbours: int = Field(50, ge=1)
+    neighbours: Annotated[int, Between(20, 500)] = Field(50, ge=1)
     """Similar items kept for each item."""
-    shrinkage: float = Field(30.0, ge=0)
+    shrinkage: Annotated[float, Between(0.1, 100)] = Field(30.0, ge=0)
     """Co-occurrence: similarity counts half at so much in common; it keeps chance pairs of rare items down."""
-    half_life_days: float = Field(14.0, ge=0)
+    user_exponent: Annotated[float, Between(0, 1, log=False)] = Field(1.0, ge=0)
+    """Co-occurrence: a user with n items counts 1 / n ** a for each pair of them."""
+    history_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
+    """Co-occurrence: x, how much the popularity of an item of the history counts against it."""
+    popularity_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
+    """Co-occurrence: y, how much the popularity of what is proposed counts against it."""
+    exponent: Annotated[float, Between(0.3, 3)] = Field(1.0, gt=0)
+    """Co-occurrence: q; the larger, the more the closest neighbours stand out."""
+    half_life_days: Annotated[float, Between(3, 300)] = Field(14.0, ge=0)
     """Co-occurrence: a pair counts half for every such stretch since its latest event; 0: all pairs count alike."""
-    history_half_life_days: float = Field(30.0, ge=0)
+    history_half_life_days: Annotated[float, Between(3, 300)] = Field(30.0, ge=0)
     """Candidates: an item of the history counts half for every such stretch; 0: the whole history counts alike."""
     max_history: int = Field(500, ge=2)
     """Co-occurrence: only a user's latest so many items count; one bot with 50,000 would make 2.5 billion pairs."""
@@ -56,8 +73,8 @@ class Model:
         if settings.method == "factors":
             blocks = _cosine_blocks(fitted["als"])
         else:
-            histories = normalised(latest(training.ages, settings.max_history), settings.half_life_days)
-            blocks = _cooccurrence_blocks(histories, settings.shrinkage)
+            ages = latest(training.ages, settings.max_history)
+            blocks = _cooccurrence_blocks(normalised(ages, settings.half_life_days, settings.user_exponent), settings)
         strongest = [_strongest(block, start, settings.neighbours) for start, block in blocks]
         return cls(vstack(strongest, format="csr"), settings.history_half_life_days)
 
@@ -121,25 +138,27 @@ def decayed(ages: csr_matrix, half_life_days: float) -> csr_matrix:
     return csr_matrix((weights.astype(np.float32), ages.indices, ages.indptr), shape=ages.shape)
 
 
-def normalised(ages: csr_matrix, half_life_days: float) -> csr_matrix:
-    """sqrt(decay / length of the user's history): then each user adds at most 1 to all that an item has in common."""
+def normalised(ages: csr_matrix, half_life_days: float, exponent: float = 1.0) -> csr_matrix:
+    """sqrt(decay / (length of the user's history) ** exponent): with 1, each user adds at most 1 to all that an item has in common."""
     weights = decayed(ages, half_life_days)
     lengths = np.diff(ages.indptr)
-    weights.data = np.sqrt(weights.data / np.repeat(lengths, lengths)).astype(np.float32)
+    weights.data = np.sqrt(weights.data / np.repeat(lengths**exponent, lengths)).astype(np.float32)
     return weights
 
 
-def _cooccurrence_blocks(histories: csr_matrix, shrinkage: float) -> Iterator[tuple[int, csr_matrix]]:
-    """Rows of s(i, j) = c / sqrt(n_i n_j) * c / (c + shrinkage), where c = B'B off its diagonal and n is the diagonal."""
+def _cooccurrence_blocks(histories: csr_matrix, settings: Settings) -> Iterator[tuple[int, csr_matrix]]:
+    """Rows of s(i, j), where c = B'B off its diagonal and n is the diagonal."""
     by_item = histories.T.tocsr()
     # Roots first: the product of two n, each decayed for years, underflows to 0.
     roots = np.sqrt(np.asarray(by_item.power(2).sum(axis=1)).ravel())
+    had, proposed = (roots ** (2 * v) for v in (settings.history_exponent, settings.popularity_exponent))
     for start in range(0, by_item.shape[0], BLOCK):
         common = (by_item[start : start + BLOCK] @ histories).tocsr()
         common.sort_indices()
-        row_of = start + rows_of(common)
         c = common.data
-        common.data = c / (roots[row_of] * roots[common.indices]) * (c / (c + np.float32(shrinkage)))
+        close = c / (had[start + rows_of(common)] * proposed[common.indices])
+        close = (close * (c / (c + np.float32(settings.shrinkage)))) ** settings.exponent
+        common.data = np.minimum(close, np.float32(LARGEST))
         yield start, common
 
 

@@ -13,7 +13,7 @@ from schemas.settings import Section
 def fit(
     out: Path, dataset: Path, names: Sequence[str], settings: Mapping[str, Section], segments: Sequence[str], seed: int
 ) -> Counts:
-    """Train the named models, and those that they build on, each into a folder of its name."""
+    """Train the named models, and those that they build on, each into a folder of its name. Counts hold their notes."""
     data = Dataset(dataset)
     training = data.training(segments, seed, scratch=out)
     clear(out)
@@ -22,7 +22,8 @@ def fit(
         fitted[name] = models.module(name).Model.fit(training, settings[name], fitted)
         (out / name).mkdir()
         fitted[name].save(out / name)
-    return {**data.size(), "models": list(fitted)}
+    notes = {f"{name}_{note}": value for name in fitted for note, value in models.notes(fitted[name]).items()}
+    return {**data.size(), "models": list(fitted), **notes}
 
 
 def in_order(names: Sequence[str], settings: Mapping[str, Section]) -> list[str]:
