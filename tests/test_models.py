@@ -536,21 +536,23 @@ class TestPopular:
 
 
 def dense_similarities(training: Training, settings: similar.Settings) -> NDArray[np.float64]:
-    """s(i, j) = c / sqrt(n_i n_j) * c / (c + shrinkage) in float64, by loops over users and pairs of their items."""
+    """The formula that the module's docstring gives, in float64, by loops over users and pairs of their items."""
     items = training.ages.shape[1]
     common = np.zeros((items, items))
     for user in range(training.ages.shape[0]):
         row = training.ages[[user]]
         recent = sorted(zip(row.data.tolist(), row.indices.tolist(), strict=True))[: settings.max_history]
         half_life = settings.half_life_days
-        b = {item: np.sqrt((0.5 ** (age / half_life) if half_life else 1.0) / len(recent)) for age, item in recent}
+        shared = len(recent) ** settings.user_exponent
+        b = {item: np.sqrt((0.5 ** (age / half_life) if half_life else 1.0) / shared) for age, item in recent}
         for i in b:
             for j in b:
                 common[i, j] += b[i] * b[j]
     n = common.diagonal().copy()
     np.fill_diagonal(common, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(common > 0, common / np.sqrt(np.outer(n, n)) * common / (common + settings.shrinkage), 0.0)
+        close = common / np.outer(n**settings.history_exponent, n**settings.popularity_exponent)
+        return np.where(common > 0, (close * common / (common + settings.shrinkage)) ** settings.exponent, 0.0)
 
 
 class TestSimilar:
@@ -577,6 +579,46 @@ class TestSimilar:
         model = similar.Model.fit(training, chosen)
 
         assert_allclose(model.similarities.toarray(), dense_similarities(training, chosen), rtol=1e-4, atol=1e-7)
+
+    @pytest.mark.parametrize(
+        "chosen",
+        [
+            {"user_exponent": 0.3},
+            {"history_exponent": 1.0},
+            {"popularity_exponent": 0.1},
+            {"exponent": 2.0, "popularity_exponent": 0.9},
+        ],
+    )
+    def test_each_exponent_is_the_one_of_the_formula(self, chosen: dict[str, float]) -> None:
+        """Each exponent alone changes similarities as the formula says."""
+        training, settings = some_world(users=60), similar.Settings(neighbours=100, shrinkage=2, **chosen)
+        plain = similar.Model.fit(training, similar.Settings(neighbours=100, shrinkage=2)).similarities.toarray()
+        found = similar.Model.fit(training, settings).similarities.toarray()
+
+        assert_allclose(found, dense_similarities(training, settings), rtol=1e-4, atol=1e-7)
+        assert not np.allclose(plain, found, rtol=1e-2)
+
+    def test_a_random_walk_by_hand(self) -> None:
+        """x = a = 1, y = beta and no shrinkage are RP3beta: mean over i's users of 1 / length, divided by n_j ** beta.
+
+        n is the diagonal, in which a user counts 1 / length too.
+        """
+        training = training_of([[0, 1], [0, 1, 2], [2, 3]], 4)
+        walk = similar.Settings(shrinkage=0, half_life_days=0, history_exponent=1, popularity_exponent=0.4)
+        found = similar.Model.fit(training, walk).similarities
+
+        assert_allclose(found[2, 3], (1 / 2) / (1 / 3 + 1 / 2) / (1 / 2) ** 0.4, rtol=1e-6)
+        assert_allclose(found[3, 2], (1 / 2) / (1 / 2) / (1 / 3 + 1 / 2) ** 0.4, rtol=1e-6)
+
+    def test_similarities_of_faded_items_stay_finite(self) -> None:
+        """With x = y = 1, items of years ago would be infinitely similar: they are only very."""
+        training = training_of([[0, 1], [2, 3]], 4, ages=[0, 0, 1500, 1500])
+        extreme = similar.Settings(shrinkage=0, history_exponent=1, popularity_exponent=1, exponent=3)
+        model = similar.Model.fit(training, extreme)
+        found = model.candidates(users_of(training, excluded=[[], []]), 4)
+
+        assert np.isfinite(model.similarities.data).all()
+        assert np.isfinite(found.scores[found.items != NONE]).all()
 
     def test_the_strongest_neighbours_are_kept(self) -> None:
         """With 3 neighbours a row holds the 3 largest similarities of the item, and none is the item itself."""

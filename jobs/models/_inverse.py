@@ -1,8 +1,9 @@
 """The inverse of a large symmetric matrix where it lies, on all cores, with the same bits on one core and on many.
 
 Blocks of rows and columns are swept one after the other (Goodnight, "A Tutorial on the SWEEP Operator", The American
-Statistician, 1979): n^3 multiplications and additions each in all, half of what LAPACK's potrf and potri take and half more. Each product is one
-call of BLAS on one thread, and which products there are depends on n alone; the number of cores decides only who does which.
+Statistician, 1979): n ** 3 operations, as many as LAPACK's potrf and potri take. Each product is one call of BLAS on one thread,
+and which products there are depends on n alone; the number of cores decides only who does which. (LAPACK itself gives other
+bits on two threads than on one.)
 """
 
 import os
@@ -15,7 +16,9 @@ from scipy.linalg.lapack import dpotrf, dpotri
 from threadpoolctl import threadpool_limits
 
 BLOCK = 512
-"""Rows swept at a time: beside the matrix, two panels of n x BLOCK and one BLOCK x n a core are in memory."""
+"""Rows swept at a time: beside the matrix, two panels of n x BLOCK are in memory."""
+TILE = 1024
+"""Columns of a product at a time: it stays in the core's cache until it is subtracted."""
 
 
 def invert(matrix: NDArray[np.float32], cores: int | None = None) -> None:
@@ -50,7 +53,9 @@ def _sweep(matrix: NDArray[np.float32], block: slice, every: Callable[[Callable[
         np.matmul(columns[rows], pivot, out=products[rows])
 
     def subtract(rows: slice) -> None:
-        matrix[rows, : rows.stop] -= products[rows] @ columns[: rows.stop].T
+        for start in range(0, rows.stop, TILE):
+            tile = slice(start, min(start + TILE, rows.stop))
+            matrix[rows, tile] -= products[rows] @ columns[tile].T
 
     every(multiply)
     every(subtract)

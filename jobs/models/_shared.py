@@ -7,7 +7,6 @@ from scipy.sparse import csr_matrix
 from jobs.models import Candidates
 from jobs.models._top import top_n
 
-
 FAINTEST = 1e-30
 """A decayed count stops here: one that underflows to 0 would come to mean that nobody had the item."""
 

@@ -21,6 +21,7 @@ from scipy.sparse import csr_matrix, diags_array
 
 from jobs.models import CandidateModel, Candidates, ItemList, Training, Users, rows_of
 from jobs.models._inverse import invert
+from jobs.models._pairs import powered
 from jobs.models._top import empty, top_n
 from jobs.search import Between
 from schemas.settings import Section
@@ -32,16 +33,16 @@ BLOCK = 256
 class Settings(Section):
     """Item-to-item weights in closed form, for catalogues of up to some 40,000 items."""
 
-    regularization: Annotated[float, Between(1, 10_000)] = Field(300.0, gt=0)
+    regularization: Annotated[float, Between(1, 10_000)] = Field(100.0, gt=0)
     """lambda, for an item with as many users as the mean; it grows with the number of users."""
     frequency_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
     """v: lambda is scaled by (an item's users / their mean) ** v."""
     dropout: Annotated[float, Between(0, 0.7, log=False)] = Field(0.0, ge=0, lt=1)
     """p: each pair is as if left out with this probability while the others predict it."""
-    user_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.0, ge=0)
+    user_exponent: Annotated[float, Between(0, 0.5, log=False)] = Field(0.25, ge=0)
     """a: a user with n items counts 1 / n ** (2 a) in G, so that long histories do not drown the rest."""
-    weight_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.0, ge=0)
-    """A pair's entry in X is r to this power; 0: all pairs count alike."""
+    weight_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
+    """A pair's entry in X, and what an item of the history counts, is r to this power; 0: all pairs count alike."""
     max_items: int = Field(20_000, ge=1)
     """Items at most, those with most users; training takes items ** 2 * 4 bytes, and time that grows with items ** 3."""
 
@@ -113,11 +114,6 @@ def most_used(counts: NDArray[np.int64], size: int) -> NDArray[np.int32]:
     known = np.flatnonzero(counts)
     order = np.lexsort((known, -counts[known]))[:size]
     return np.sort(known[order]).astype(np.int32)
-
-
-def powered(weights: csr_matrix, exponent: float) -> csr_matrix:
-    """r ** exponent in place of each r, float32."""
-    return csr_matrix(((weights.data**exponent).astype(np.float32), weights.indices, weights.indptr), weights.shape)
 
 
 def gram(histories: csr_matrix) -> NDArray[np.float32]:

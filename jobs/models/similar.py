@@ -156,7 +156,8 @@ def _cooccurrence_blocks(histories: csr_matrix, settings: Settings) -> Iterator[
         common = (by_item[start : start + BLOCK] @ histories).tocsr()
         common.sort_indices()
         c = common.data
-        close = c / (had[start + rows_of(common)] * proposed[common.indices])
+        with np.errstate(divide="ignore"):
+            close = c / (had[start + rows_of(common)] * proposed[common.indices])
         close = (close * (c / (c + np.float32(settings.shrinkage)))) ** settings.exponent
         common.data = np.minimum(close, np.float32(LARGEST))
         yield start, common
