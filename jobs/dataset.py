@@ -60,7 +60,7 @@ class Dataset:
         size = eligible.size
         weights, ages = (csr(rows[ITEMS], size, values(rows[name])) for name in (WEIGHTS, AGES))
         excluded = csr(rows[SEEN], size) + csr(rows[BLOCKED], size)
-        return column(rows, USER_ID), Users(weights, ages, excluded, eligible)
+        return column(rows, USER_ID), Users(weights, ages, excluded, eligible, labels(rows))
 
     def size(self) -> dict[str, int]:
         """Users with at least one pair (`rows`), items and pairs, counted a bucket at a time."""
@@ -138,8 +138,7 @@ class StoredTraining(Training):
         rows = pa.concat_tables(tables).combine_chunks()
         weights = csr(rows[ITEMS], self.items, values(rows[WEIGHTS]))
         ages = csr_matrix((values(rows[AGES]), weights.indices, weights.indptr), shape=weights.shape)
-        labels = {name: np.array(rows[SEGMENT + name].to_pylist(), dtype=object) for name in self._segments}
-        return Training(weights, ages, labels, self.seed)
+        return Training(weights, ages, labels(rows), self.seed)
 
 
 def stratified(lengths: NDArray[np.integer], at_most: int | None, seed: int) -> NDArray[np.bool_]:
@@ -163,6 +162,12 @@ def stratified(lengths: NDArray[np.integer], at_most: int | None, seed: int) -> 
 def column(table: pa.Table, name: str) -> pa.Array:
     """One column as one array."""
     return table[name].combine_chunks()
+
+
+def labels(rows: pa.Table) -> dict[str, NDArray[np.object_]]:
+    """The segments' columns: a user's value, or None, by the column's name in the users table."""
+    names = [name for name in rows.column_names if name.startswith(SEGMENT)]
+    return {name.removeprefix(SEGMENT): np.array(rows[name].to_pylist(), dtype=object) for name in names}
 
 
 def values(lists: pa.ChunkedArray) -> NDArray[np.generic]:

@@ -422,6 +422,12 @@ def test_segments_are_each_user_s_own_values_as_text(spark: SparkSession, tmp_pa
     assert counts["rows"] == 4
     labels = Dataset(out).training(("country",), seed=1).segments["country"].tolist()
     assert sorted(labels, key=str) == ["DE", "GB", None, None]
+    asked = dict[str, str | None]()
+    for bucket in range(len(list(out.glob("bucket-*.parquet")))):
+        user_ids, users = Dataset(out).bucket(bucket)
+        assert list(users.segments) == ["country", "birth_year"]
+        asked |= dict(zip(user_ids.to_pylist(), users.segments["country"].tolist(), strict=True))
+    assert asked == {user: country for user, (country, _) in found.items()}
 
 
 # Reading it back

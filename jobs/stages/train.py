@@ -19,7 +19,10 @@ def fit(
     segments: Sequence[str],
     settings: TrainSettings,
 ) -> Counts:
-    """Train the named models, and those that they build on, each into a folder of its name; `sections` are the models'."""
+    """Train the named models, and those that they build on, each into a folder of its name; `sections` are the models'.
+
+    Counts hold what the models note.
+    """
     data = Dataset(dataset)
     training = data.training(segments, settings.seed, out, settings.max_train_users)
     clear(out)
@@ -28,7 +31,8 @@ def fit(
         fitted[name] = models.module(name).Model.fit(training, sections[name], fitted)
         (out / name).mkdir()
         fitted[name].save(out / name)
-    return {**data.size(), "models": list(fitted)}
+    notes = {f"{name}_{note}": value for name in fitted for note, value in models.notes(fitted[name]).items()}
+    return {**data.size(), "models": list(fitted), **notes}
 
 
 def in_order(names: Sequence[str], settings: Mapping[str, Section]) -> list[str]:
