@@ -44,8 +44,8 @@ def _sweep(matrix: NDArray[np.float32], block: slice, every: Callable[[Callable[
 
     Only blocks on and below the diagonal are kept.
     """
-    start = block.start
-    columns = np.concatenate([matrix[block, :start].T, matrix[start:, block]])
+    first = block.start
+    columns = np.concatenate([matrix[block, :first].T, matrix[first:, block]])
     pivot = _small_inverse(columns[block]).astype(matrix.dtype)
     products = np.empty_like(columns)
 
@@ -53,14 +53,16 @@ def _sweep(matrix: NDArray[np.float32], block: slice, every: Callable[[Callable[
         np.matmul(columns[rows], pivot, out=products[rows])
 
     def subtract(rows: slice) -> None:
+        if rows == block:  # overwritten below
+            return
         for start in range(0, rows.stop, TILE):
             tile = slice(start, min(start + TILE, rows.stop))
             matrix[rows, tile] -= products[rows] @ columns[tile].T
 
     every(multiply)
     every(subtract)
-    matrix[block, :start] = products[:start].T
-    matrix[start:, block] = products[start:]
+    matrix[block, :first] = products[:first].T
+    matrix[first:, block] = products[first:]
     matrix[block, block] = -pivot
 
 

@@ -36,9 +36,9 @@ SMALLEST = 1e-5
 class Settings(Section):
     """A low-rank filter on the history."""
 
-    factors: Annotated[int, OneOf((16, 32, 64, 128, 256, 512))] = Field(64, ge=1)
+    factors: Annotated[int, OneOf((32, 64, 128, 256, 512))] = Field(256, ge=1)
     """Singular vectors kept."""
-    user_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
+    user_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.25, ge=0)
     """a: a user's pairs are divided by (their number of pairs) ** a."""
     item_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.25, ge=0)
     """b: an item's pairs are divided by (its number of pairs) ** b, and its scores multiplied by as much."""
