@@ -139,10 +139,7 @@ def settings_of(params: Params, before: RankSettings) -> RankSettings:
 def lean(pool: Pool, chosen: RankSettings) -> RankSettings:
     """Without the models that add no more than chance could, the least useful first; one stays."""
     while len(chosen.weights) > 1:
-        useful = {
-            name: mean / error if error else np.inf * np.sign(mean)
-            for name, (mean, error) in adds(pool, chosen).items()
-        }
+        useful = {name: mean / (error or 1e-12) for name, (mean, error) in adds(pool, chosen).items()}
         name = min(useful, key=useful.__getitem__)
         if useful[name] > 1:
             break

@@ -5,7 +5,6 @@ The n-th trial depends on the seed and on the results before it alone, so that a
 
 import hashlib
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -29,7 +28,26 @@ TRIES_A_SETTING = 20
 """Trials of a study, at most, for each of its settings: by then TPE goes in circles."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class Given(optuna.samplers.BaseSampler):
+    """Parameters that are not to be drawn."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> Params:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.params[param_name]
 
 
 class Study:
@@ -83,7 +101,7 @@ class Study:
         if params is None and count < len(self.first):
             params = self.first[count]
         if params is not None:
-            sampler = optuna.samplers.PartialFixedSampler(params, sampler)
+            sampler = Given(params)
         self.study.sampler = sampler
         trial = self.study.ask(self.ranges)
         return trial, dict(trial.params)
