@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from jobs.buckets import Buckets
 from jobs.commands.evaluate import BLEND, choose, cleaned, events_of, for_files, measure, new_pairs
-from jobs.commands.options import Terminated, as_json_line, json_option, set_option, terminable
+from jobs.commands.options import Terminated, as_json_line, interruptible, json_option, set_option, terminable
 from jobs.config import RootSettings, digest_of, load_settings
 from jobs.inputs import Inputs
 from jobs.models import Candidates
@@ -32,12 +32,18 @@ from jobs.tuning.studies import Study
 from jobs.tuning.trials import MARGIN, Models
 from jobs.tuning.worker import Failed, Worker
 from schemas.columns import ITEM_ID, TS, USER_ID, VALUE
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, NightlistError
 
 EVALUATION = 2.5
 """What `evaluate` costs next to fitting and judging, in times of its first two stages, which were done once already."""
 BLEND_SHARE, BLEND_SECONDS = 0.1, 120.0
 """What is kept for the blend: of the budget, and at most."""
+
+
+class Stopped(NightlistError):
+    """Ctrl-C."""
+
+    exit_code = 130
 
 
 @dataclass
@@ -213,14 +219,14 @@ def find(train: Path, search: Search) -> dict[str, Any]:
         return dict(before["found"])
     result.unlink(missing_ok=True)
     search.prepare(train)
-    try:
-        search.search()
-        measured = measure(files.train, files.valid, search.write("not measured yet"), search.progress.quiet())
-    except (KeyboardInterrupt, Terminated):
-        if search.models:
-            search.write(f"stopped after {search.budget.told()}; the same command goes on")
-            search.progress.note(f"stopped; {files.out} holds the best so far, and the same command goes on")
-        raise
+    with interruptible(Stopped(f"stopped; {files.out} holds the best so far, and the same command goes on from there")):
+        try:
+            search.search()
+            measured = measure(files.train, files.valid, search.write("not measured yet"), search.progress.quiet())
+        except (KeyboardInterrupt, Terminated):
+            if search.models:
+                search.write(f"stopped after {search.budget.told()} and not measured; the same command goes on")
+            raise
     found = search.told(measured)
     write_json(result, {"minutes": search.budget.seconds / 60, "found": found})
     return found
