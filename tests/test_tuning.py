@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jobs import models
 from jobs.candidates import Entries
 from jobs.config import DatasetSettings, RankSettings, load_settings
 from jobs.models import NONE, Candidates, Training, Users, als
+from jobs.progress import Progress
 from jobs.search import Between, OneOf
 from jobs.stages.rank import fuse
 from jobs.tuning.blend import Pool, adds, lean, shares
@@ -31,6 +32,7 @@ from jobs.tuning.ground import Ground, weighed
 from jobs.tuning.plan import chosen_models, fit_sections, ranges, with_params
 from jobs.tuning.split import FEWEST_ITEMS, split
 from jobs.tuning.studies import Study, distribution
+from jobs.tuning.trials import Models
 from jobs.tuning.worker import Failed, Worker
 from schemas.errors import Busy, ConfigError, InputError
 from tests.test_lists import write_dataset
@@ -339,6 +341,13 @@ class TestPlan:
         with pytest.raises(ValueError, match="greater than 0"):
             with_params(load_settings(None), {"als.alpha": -1.0})
 
+    def test_a_fit_goes_without_the_users_table(self) -> None:
+        """A training file has no segments; the file that is written keeps them."""
+        settings = load_settings(None, ['popular.segments=["country"]'])
+
+        assert fit_sections(settings, "popular")["popular"]["segments"] == ()
+        assert settings.popular.segments == ("country",)
+
     @pytest.mark.parametrize(("name", "message"), [("svd", "no model 'svd'; known: als"), ("als_spark", "by Spark")])
     def test_models_that_cannot_be_tuned_are_refused(self, name: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
@@ -436,6 +445,83 @@ class TestWorker:
         while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+@pytest.fixture
+def searching(site: tuple[Path, Path], worker: Worker, tmp_path: Path) -> Callable[..., Models]:
+    """A search over the twelve users, with an hour."""
+
+    def begin(minutes: float = 60, names: tuple[str, ...] = ("als", "popular"), by: Worker = worker) -> Models:
+        about = {"users": 12, "everybody": 12, "times": False, "weights": False}
+        settings = with_params(load_settings(None), SMALL)
+        budget = Budget(tmp_path / "clock.json", minutes)
+        return Models(settings, names, by, budget, Progress(), tmp_path / "journal", 7, 1, about, lambda _: 0.0)
+
+    return begin
+
+
+class TestTrials:
+    """Who is tried next, and what is not."""
+
+    def test_it_ends_when_all_is_tried(self, searching: Callable[..., Models]) -> None:
+        """Each model as it is configured before anything else; the best of each is what is found; the clock is on disk."""
+        found = searching()
+        found.studies["als"].most = 4
+        found.search()
+        trials = found.studies["als"].finished()
+        begun = sorted(
+            (each.datetime_start, name) for name, study in found.studies.items() for each in study.finished()
+        )
+
+        assert [name for _, name in begun[:2]] == ["als", "popular"]
+        assert len(trials) == 4
+        assert trials[0].params["als.factors"] == SMALL["als.factors"]
+        assert found.best()["als"].value == max(trial.value for trial in trials)
+        assert found.found().als.factors == found.best()["als"].params["als.factors"]
+        assert list(found.best()) == ["als", "popular"], "better ones first"
+        assert json.loads(found.budget.path.read_text())["seconds"] > 0
+
+    def test_what_would_not_end_in_time_is_not_started(self, searching: Callable[..., Models], worker: Worker) -> None:
+        """After a trial of 100 s none of four times the factors is started in the last 10 minutes; after three of those, none at all."""
+        found = searching(minutes=10)
+        study = found.studies["als"]
+        trial, _ = study.ask()
+        trial.set_user_attr("whole", 200.0)
+        study.tell(trial, 0.5)
+        study.first[1:] = [trial.params | {"als.factors": 512, "als.alpha": float(n)} for n in (1, 2, 3)]
+        for _ in range(3):
+            found.one("als")
+
+        assert [each.user_attrs.get("why") for each in study.finished()[1:]] == ["would take too long"] * 3
+        assert study.done
+        assert worker._process is None
+
+    def test_without_time_nothing_is_begun(self, searching: Callable[..., Models], worker: Worker) -> None:
+        found = searching(minutes=1e-6)
+        found.search()
+
+        assert not found.best()
+        assert worker._process is None
+        assert found.found() == found.settings
+
+    def test_a_model_that_comes_to_nothing_is_left_out(self, searching: Callable[..., Models], tmp_path: Path) -> None:
+        """After three trials without a result, with the reason; a search that goes on knows."""
+        found = searching(by=Worker(tmp_path / "nowhere", tmp_path / "nowhere", 7))
+        for _ in range(3):
+            found.one("als")
+
+        assert "died" in found.left_out["als"]
+        assert "died" in searching().left_out["als"]
+
+    def test_equal_parameters_are_fitted_once(self, searching: Callable[..., Models], worker: Worker) -> None:
+        found = searching()
+        found.one("als")
+        found.studies["als"].first[1] = found.studies["als"].first[0]
+        worker.end()
+        found.one("als")
+
+        assert worker._process is None
+        assert [trial.value for trial in found.studies["als"].finished()] == [found.best()["als"].value] * 2
 
 
 class TestFiles:

@@ -107,6 +107,10 @@ class Search:
 
     def blended(self) -> None:
         """Fit each model once more as it was best, and search the blend of their candidates."""
+        if not self.models.best():
+            self.progress.note(
+                "no trial ended in time: the settings stay as they were; a larger --budget goes on from here"
+            )
         found = {name: lists for name in self.models.best() if (lists := self.lists(name))}
         if len(found) > 1:
             ground = Ground.load(self.files.work / "dataset", self.pairs, self.seed)

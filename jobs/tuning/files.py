@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import models
 from jobs.commands.init import toml
-from jobs.config import RootSettings, sections
+from jobs.config import RootSettings
 from jobs.run import checksum, file_checksum, read_json, write_json
 from schemas.errors import Busy, ConfigError, InputError
 
@@ -89,13 +90,15 @@ def identity(path: Path) -> str:
 
 def write_config(files: Files, settings: RootSettings, tuned: Sequence[str], figure: str, k: int) -> None:
     """F.toml: every setting of the stages and of the models in use that is not its default or was tuned (`tuned`: full names)."""
-    names = dict.fromkeys((*STAGES, *settings.retrieve.models))
+    used = (*settings.retrieve.models, "popular")  # who has no list of their own gets the popular one
+    needed = [each for name in used for each in (*models.requires(name, getattr(settings, name)), name)]
+    names = dict.fromkeys((*STAGES, *needed))
     lines = [
         HEAD.format(
             figure=figure, train=files.train.name, valid=files.valid.name, out=files.out.name, k=f" --k {k}" * (k != 20)
         )
     ]
-    for name in (each for each in names if each in STAGES or each in sections(settings)):
+    for name in names:
         section = getattr(settings, name)
         plain, defaults = section.model_dump(mode="json"), type(section)().model_dump(mode="json")
         kept = {key: plain[key] for key in plain if plain[key] != defaults[key] or f"{name}.{key}" in tuned}

@@ -12,6 +12,8 @@ from jobs.tuning.studies import Params, distribution
 from schemas.errors import ConfigError
 
 DATASET, RANK = "dataset", "rank"
+SEGMENTS = "segments"
+"""Columns of the users table, which a training file does not have: `evaluate` does without them, too."""
 DAYS = "_days"
 """A setting whose name ends so says nothing where pairs have no times."""
 
@@ -85,6 +87,9 @@ def fit_sections(settings: RootSettings, name: str) -> dict[str, dict[str, Any]]
     all_sections = sections(settings)
     needed = (name, *models.requires(name, all_sections[name]))
     found = {each: all_sections[each].model_dump(mode="json") for each in needed}
+    for values in found.values():
+        if SEGMENTS in values:
+            values[SEGMENTS] = ()
     return found | {DATASET: settings.dataset.model_dump(mode="json")}
 
 

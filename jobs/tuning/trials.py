@@ -8,6 +8,7 @@ most of the work where there are many items.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ RUNGS = (1, 3, 9)
 FEWEST_USERS = 300
 """A rung with fewer would tell chance from merit no better than chance: small data has one rung only."""
 FIRST_SHARE = 0.5
-"""Of the time for models, for the first model, with which the dataset's settings are tuned."""
+"""Of the time for models, for the first model, with which the dataset's settings are tuned; less where others do better."""
 LONGEST = 0.2
 """Of the whole budget, for one trial."""
 MARGIN = 1.3
@@ -35,6 +36,8 @@ GROWTH = 1.5
 """Time grows at most by this power of a setting that counts something (factors, neighbours)."""
 GIVEN_UP = 3
 """After so many trials of a model without a result it is left out; so many that would take too long end its search."""
+FAINT = 0.01
+"""Merit of a model whose lists nobody wants yet: other settings may do better."""
 LEFT_OUT = "left out"
 
 
@@ -120,16 +123,25 @@ class Models:
         return min(guesses, default=0.0)
 
     def _next(self) -> str | None:
-        """First every model once; then the first model until its share of the time is spent; then who had least for its settings."""
+        """First every model once; then the first model until its share of the time is spent; then who had least for its merit.
+
+        Merit is the number of settings times the square of the figure. What a model had is the geometric mean of its trials and
+        their time: by time alone a model of slow trials would have one or two, by number alone it would take it all.
+        """
         open_ = [name for name in self.names if name not in self.left_out and not self.studies[name].done]
         untried = [name for name in open_ if not self.studies[name].finished()]
         if untried or not open_:
             return untried[0] if untried else None
         first = self.names[0]
-        if first in open_ and self.spent[first] < FIRST_SHARE * (sum(self.spent.values()) + self.time):
+        top = max((best.value for best in self.best().values()), default=0.0) or 1.0
+        worth = {name: (best.value / top) ** 2 for name, best in self.best().items()}
+        share = FIRST_SHARE * worth.get(first, 1.0)
+        if first in open_ and self.spent[first] < share * (sum(self.spent.values()) + self.time):
             return first
+        had = {name: sqrt(self.spent[name] * len(self.studies[name].finished())) for name in open_}
+        merit = {name: (1 + len(self.studies[name].ranges)) * (worth.get(name, 0.0) + FAINT) for name in open_}
         others = [name for name in open_ if name != first] or open_
-        return min(others, key=lambda name: self.spent[name] / (1 + len(self.studies[name].ranges)))
+        return min(others, key=lambda name: had[name] / merit[name])
 
     def _tried(self, name: str, trial: Trial, params: Params) -> None:
         """Fit and judge; whatever comes of it is told to the study."""
