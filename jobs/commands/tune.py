@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from json import dumps
 from pathlib import Path
@@ -32,7 +33,7 @@ from jobs.tuning.studies import Study
 from jobs.tuning.trials import MARGIN, Models
 from jobs.tuning.worker import Failed, Worker
 from schemas.columns import ITEM_ID, TS, USER_ID, VALUE
-from schemas.errors import ConfigError, NightlistError
+from schemas.errors import ConfigError, InputError, NightlistError
 
 EVALUATION = 2.5
 """What `evaluate` costs next to fitting and judging, in times of its first two stages, which were done once already."""
@@ -85,7 +86,11 @@ class Search:
         worker = Worker(self.files.work / "dataset", self.pairs, self.seed)
         try:
             about = worker.ask({"do": "about", "with": {}}, max(60.0, self.budget.left))
-            self.progress.note("  ".join(f"{name} {value:,}" for name, value in about.items()))
+            if not about["users"]:
+                raise InputError(
+                    f"nothing to validate on: nobody has an item in {self.files.valid} that is not in {self.files.train}"
+                )
+            self.progress.note("  ".join(f"{name} {value:,}" for name, value in about.items() if name != "seconds"))
             journal = self.files.work / "journal.log"
             self.models = Models(
                 self.settings,
@@ -115,15 +120,16 @@ class Search:
         if len(found) > 1:
             ground = Ground.load(self.files.work / "dataset", self.pairs, self.seed)
             pool = Pool(found, ground, self.k)
-            self.blend_study = study_of(self._study, tuple(found), self.settings.rank)
+            key = _key([fit_sections(self.models.found(), name) for name in found])  # other candidates, another blend
+            study = partial(Study, self.files.work / "journal.log", f"{BLEND}-{key}", seed=self.seed)
+            self.blend_study = study_of(study, tuple(found), self.settings.rank)
             self.blend = search(pool, self.blend_study, self.settings.rank, self._time_to_blend)
             self.progress.note(f"{BLEND:<12} NDCG@{self.k} {self.blend.value:.4f}   {self.budget.told()}")
 
     def lists(self, name: str) -> Candidates | None:
         """The candidates of the users that are judged, by the model under the settings found; None where that is no longer possible."""
         sections = fit_sections(self.models.found(), name)
-        key = blake2b(dumps([name, sections], sort_keys=True).encode(), digest_size=8).hexdigest()
-        path = self.files.work / f"lists-{name}-{key}.npz"
+        path = self.files.work / f"lists-{name}-{_key(sections)}.npz"
         n = choose(self.settings, None, self.k).retrieve.candidates
         try:
             if not path.exists():
@@ -189,9 +195,6 @@ class Search:
     def _time_to_blend(self) -> bool:
         return self.budget.left > self._evaluation()
 
-    def _study(self, **arguments: Any) -> Study:
-        return Study(self.files.work / "journal.log", BLEND, seed=self.seed, **arguments)
-
     def _split(self, events: Any) -> None:
         record, files = self.files.work / "split.json", (self.files.train, self.files.valid)
         if all(path.exists() for path in files) and read_json(record) == self._checksums():
@@ -209,6 +212,10 @@ class Search:
 
     def _checksums(self) -> dict[str, str]:
         return {path.name: file_checksum(path) for path in (self.files.train, self.files.valid)}
+
+
+def _key(values: Any) -> str:
+    return blake2b(dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def find(train: Path, search: Search) -> dict[str, Any]:
