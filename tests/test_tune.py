@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_the_best_so_far(site: tuple[Path, Path, dict[str, Any]], 
     process.send_signal(signal.SIGINT)
     said, told = process.communicate(timeout=60)
 
-    assert (process.returncode, said) == (130, "")
+    assert (process.returncode, said) == (130, ""), told
     assert "the same command goes on" in told
     assert evaluated(out.with_name("F.train.parquet"), out.with_name("F.valid.parquet"), out)["ndcg@20"] > 0.1
 

@@ -83,7 +83,7 @@ class Search:
 
     def search(self) -> None:
         """First the models, then their blend."""
-        worker = Worker(self.files.work / "dataset", self.pairs, self.seed)
+        worker = Worker(*self._ground)
         try:
             about = worker.ask({"do": "about", "with": {}}, max(60.0, self.budget.left))
             if not about["users"]:
@@ -91,14 +91,13 @@ class Search:
                     f"nothing to validate on: nobody has an item in {self.files.valid} that is not in {self.files.train}"
                 )
             self.progress.note("  ".join(f"{name} {value:,}" for name, value in about.items() if name != "seconds"))
-            journal = self.files.work / "journal.log"
             self.models = Models(
                 self.settings,
                 self.names,
                 worker,
                 self.budget,
                 self.progress,
-                journal,
+                self.files.journal,
                 self.seed,
                 self.k,
                 about,
@@ -118,10 +117,9 @@ class Search:
             )
         found = {name: lists for name in self.models.best() if (lists := self.lists(name))}
         if len(found) > 1:
-            ground = Ground.load(self.files.work / "dataset", self.pairs, self.seed)
-            pool = Pool(found, ground, self.k)
+            pool = Pool(found, Ground.load(*self._ground), self.k)
             key = _key([fit_sections(self.models.found(), name) for name in found])  # other candidates, another blend
-            study = partial(Study, self.files.work / "journal.log", f"{BLEND}-{key}", seed=self.seed)
+            study = partial(Study, self.files.journal, f"{BLEND}-{key}", seed=self.seed)
             self.blend_study = study_of(study, tuple(found), self.settings.rank)
             self.blend = search(pool, self.blend_study, self.settings.rank, self._time_to_blend)
             self.progress.note(f"{BLEND:<12} NDCG@{self.k} {self.blend.value:.4f}   {self.budget.told()}")
@@ -165,6 +163,14 @@ class Search:
         write_plot(self.files.beside(".png"), self.models, self.blend_study.finished() if self.blend_study else ())
         return choose(load_settings(self.files.out), None, self.k)
 
+    def stopped(self) -> None:
+        """Write the best so far."""
+        if self.models:
+            self.files.unlock()
+            self.models.open()
+            self.blend_study = None
+            self.write(f"stopped after {self.budget.told()} and not measured; the same command goes on")
+
     def told(self, measured: dict[str, Any]) -> dict[str, Any]:
         """The result: what `evaluate` says, and what was found; F.toml and F.md are written anew with the figure."""
         figure = f"NDCG@{self.k} {measured[f'ndcg@{self.k}']:.4f} on the validation part, after {self.budget.told()}"
@@ -184,6 +190,10 @@ class Search:
     def pairs(self) -> Path:
         """The pairs held out."""
         return self.files.work / "pairs.parquet"
+
+    @property
+    def _ground(self) -> tuple[Path, Path, int, int]:
+        return self.files.work / "dataset", self.pairs, self.seed, self.settings.train.seed
 
     def _evaluation(self) -> float:
         """Seconds that the last evaluation will take: all models of the blend, all users."""
@@ -235,8 +245,7 @@ def find(train: Path, search: Search) -> dict[str, Any]:
             search.search()
             measured = measure(files.train, files.valid, search.write("not measured yet"), search.progress.quiet())
         except (KeyboardInterrupt, Terminated):
-            if search.models:
-                search.write(f"stopped after {search.budget.told()} and not measured; the same command goes on")
+            search.stopped()
             raise
     found = search.told(measured)
     write_json(result, {"minutes": search.budget.seconds / 60, "found": found})

@@ -1,7 +1,7 @@
 """The blend's own settings: a weight a model, ranks or scores, smoothing, short_history; on the candidates of each model's best trial.
 
 A few parameters, judged on thousands of users. What guards against weights that only chance chose: each model alone is one of
-the tries, and a model stays only where the blend without it is worse by more than the standard error of that difference.
+the tries, and a model stays only where the blend without it is worse by more than two standard errors of that difference.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,8 @@ STEPS = (0.0, 0.5, 0.75, 1.33, 2.0)
 """What each weight of the best blend is multiplied with at last."""
 ROUNDS = 3
 """Rounds of such steps."""
+MERIT = 2.0
+"""Standard errors by which a model has to improve the blend: about one of them comes from choosing weights on the same users."""
 
 
 class Pool:
@@ -141,7 +143,7 @@ def lean(pool: Pool, chosen: RankSettings) -> RankSettings:
     while len(chosen.weights) > 1:
         useful = {name: mean / (error or 1e-12) for name, (mean, error) in adds(pool, chosen).items()}
         name = min(useful, key=useful.__getitem__)
-        if useful[name] > 1:
+        if useful[name] > MERIT:
             break
         chosen = without(chosen, name)
     return chosen

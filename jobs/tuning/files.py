@@ -18,6 +18,8 @@ HEAD = """\
 # {figure}
 # nightlist evaluate --train {train} --test {valid} --config {out}{k}
 """
+JOURNAL = "journal.log"
+"""Optuna's, in the working folder."""
 STAGES = ("dataset", "train", "retrieve", "rank", "rerank")
 """Sections that change what `evaluate` measures, next to the models'."""
 
@@ -47,6 +49,11 @@ class Files:
         """What a search that goes on needs; may be deleted once it is over."""
         return self.beside(".tune")
 
+    @property
+    def journal(self) -> Path:
+        """What was tried."""
+        return self.work / JOURNAL
+
     @contextmanager
     def claimed(self, arguments: Mapping[str, Any]) -> Iterator[None]:
         """Keep others out, and other arguments.
@@ -66,7 +73,14 @@ class Files:
             except OSError:
                 raise Busy(f"another `nightlist tune` is at work on {self.out}; wait for it") from None
             self._check(arguments)
+            (self.work / f"{JOURNAL}.lock").unlink(
+                missing_ok=True
+            )  # Optuna's, of who was killed: it would wait for 30 s
             yield
+
+    def unlock(self) -> None:
+        """Take away the lock that Optuna had on the journal when it was killed or torn from its work: it would wait for 30 s."""
+        (self.work / f"{JOURNAL}.lock").unlink(missing_ok=True)
 
     def _check(self, arguments: Mapping[str, Any]) -> None:
         before = read_json(self.work / "arguments.json")

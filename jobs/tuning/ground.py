@@ -43,15 +43,22 @@ class Ground:
     everybody: int
 
     @classmethod
-    def load(cls, dataset: Path, pairs: Path, seed: int) -> "Ground":
-        """From a dataset made with PLAIN weights, and the distinct pairs held out (user_id, item_id)."""
+    def load(cls, dataset: Path, pairs: Path, seed: int, train_seed: int) -> "Ground":
+        """From a dataset made with PLAIN weights, and the distinct pairs held out (user_id, item_id).
+
+        `seed` draws the users that are judged, `train_seed` is [train] seed, which fits go by.
+        """
         data = Dataset(dataset)
         ids, users = _all_users(data)
         truth, sizes = _truth(pq.read_table(pairs), ids, data.item_ids())
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(sizes))[:MOST_USERS]
-        training = data.training((), seed)
+        training = data.training((), train_seed)
         return cls(
-            Training(training.weights, training.ages, {}, seed), some(users, rows), truth[rows], sizes[rows], len(ids)
+            Training(training.weights, training.ages, {}, train_seed),
+            some(users, rows),
+            truth[rows],
+            sizes[rows],
+            len(ids),
         )
 
     @property

@@ -32,8 +32,8 @@ LONGEST = 0.2
 """Of the whole budget, for one trial."""
 MARGIN = 1.3
 """A trial may take so many times as long as those before let expect."""
-GROWTH = 1.5
-"""Time grows at most by this power of a setting that counts something (factors, neighbours)."""
+GROWTH = 1.0
+"""Time grows by this power of a setting that counts something (factors, neighbours), or less; one that takes longer is ended."""
 GIVEN_UP = 3
 """After so many trials of a model without a result it is left out; so many that would take too long end its search."""
 FAINT = 0.01
@@ -62,6 +62,10 @@ class Models:
     spent: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Read what stands in the journal; again, after an interrupt that tore Optuna from its work."""
         for name in self.names:
             found = ranges(self.settings, name, name == self.names[0], self.about)
             first = first_tries(self.settings, name, found)
