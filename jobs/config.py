@@ -108,6 +108,9 @@ class TrainSettings(Section):
 
     seed: int = 7
     """Seed of every random draw of a night."""
+    max_train_users: int = Field(1_000_000, ge=1)
+    """Models learn from at most so many users, a sample in which busy and quiet ones have their share; all get lists.
+    `als_spark` learns from all."""
 
 
 class RetrieveSettings(Section):

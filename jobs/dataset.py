@@ -60,7 +60,7 @@ class Dataset:
         size = eligible.size
         weights, ages = (csr(rows[ITEMS], size, values(rows[name])) for name in (WEIGHTS, AGES))
         excluded = csr(rows[SEEN], size) + csr(rows[BLOCKED], size)
-        return column(rows, USER_ID), Users(weights, ages, excluded, eligible)
+        return column(rows, USER_ID), Users(weights, ages, excluded, eligible, labels(rows))
 
     def size(self) -> dict[str, int]:
         """Users with at least one pair (`rows`), items and pairs, counted a bucket at a time."""
@@ -71,9 +71,11 @@ class Dataset:
             "pairs": sum(int(length.sum()) for length in lengths),
         }
 
-    def training(self, segments: Sequence[str], seed: int, scratch: Path = Training.scratch) -> "StoredTraining":
-        """What models learn from: all users with at least one pair."""
-        return StoredTraining(self, segments, seed, scratch)
+    def training(
+        self, segments: Sequence[str], seed: int, scratch: Path = Training.scratch, max_users: int | None = None
+    ) -> "StoredTraining":
+        """What models learn from: the users with at least one pair, a sample of them where there are more than `max_users`."""
+        return StoredTraining(self, segments, seed, scratch, max_users)
 
     def _items(self, name: str) -> pa.Array:
         return column(pq.read_table(self.folder / ITEMS_FILE, columns=[name]), name)
@@ -82,11 +84,14 @@ class Dataset:
 class StoredTraining(Training):
     """Training that lies on disk: matrices and segments are read when a model first asks, once for all models.
 
-    A model that only takes `pairs` leaves the users where they are.
+    A model that only takes `pairs` leaves the users where they are, and gets those of all of them.
     """
 
-    def __init__(self, dataset: Dataset, segments: Sequence[str], seed: int, scratch: Path) -> None:
+    def __init__(
+        self, dataset: Dataset, segments: Sequence[str], seed: int, scratch: Path, max_users: int | None
+    ) -> None:
         self._dataset, self._segments, self.seed, self.scratch = dataset, segments, seed, scratch
+        self._max_users = max_users
 
     @property
     def weights(self) -> csr_matrix:
@@ -120,22 +125,49 @@ class StoredTraining(Training):
 
     @cached_property
     def _read(self) -> Training:
-        """All users with at least one pair, in (bucket, user_id) order."""
-        schema = users_schema(self._segments)
+        """The users to learn from, in (bucket, user_id) order. Only theirs are ever held together."""
+        folder, schema = self._dataset.folder, users_schema(self._segments)
         schema = pa.schema([field for field in schema if field.name not in (USER_ID, SEEN, BLOCKED)])
+        lengths = [pc.list_value_length(table[ITEMS]).to_numpy() for table in read_all(folder, [ITEMS])]
+        chosen = stratified(np.concatenate(lengths), self._max_users, self.seed)
+        parts = np.split(chosen, np.cumsum([part.size for part in lengths])[:-1])
         tables = [
-            table.cast(schema) for table in read_all(self._dataset.folder, schema.names)
-        ]  # Spark and Arrow differ in "not null"
+            table.filter(pa.array(part)).cast(schema)  # Spark and Arrow differ in "not null"
+            for table, part in zip(read_all(folder, schema.names), parts, strict=True)
+        ]
         rows = pa.concat_tables(tables).combine_chunks()
-        rows = rows.filter(pc.list_value_length(rows[ITEMS]).to_numpy() > 0).combine_chunks()
-        weights, ages = (csr(rows[ITEMS], self.items, values(rows[name])) for name in (WEIGHTS, AGES))
-        labels = {name: np.array(rows[SEGMENT + name].to_pylist(), dtype=object) for name in self._segments}
-        return Training(weights, ages, labels, self.seed)
+        weights = csr(rows[ITEMS], self.items, values(rows[WEIGHTS]))
+        ages = csr_matrix((values(rows[AGES]), weights.indices, weights.indptr), shape=weights.shape)
+        return Training(weights, ages, labels(rows), self.seed)
+
+
+def stratified(lengths: NDArray[np.integer], at_most: int | None, seed: int) -> NDArray[np.bool_]:
+    """Users to learn from: those with a pair, or, where they are more than `at_most`, the same share of the busy and the rest.
+
+    Strata are histories of 1, 2 to 3, 4 to 7, ... pairs; of each at least one user stays, so that they may be a few more.
+    `lengths`: pairs of each user.
+    """
+    chosen = lengths > 0
+    active = int(chosen.sum())
+    if at_most is None or active <= at_most:
+        return chosen
+    rng, strata = np.random.default_rng(seed), np.frexp(lengths.astype(np.float64))[1]
+    for stratum in np.unique(strata[chosen]):
+        users = np.flatnonzero(strata == stratum)
+        kept = max(1, round(users.size * at_most / active))
+        chosen[rng.permutation(users)[kept:]] = False
+    return chosen
 
 
 def column(table: pa.Table, name: str) -> pa.Array:
     """One column as one array."""
     return table[name].combine_chunks()
+
+
+def labels(rows: pa.Table) -> dict[str, NDArray[np.object_]]:
+    """The segments' columns: a user's value, or None, by the column's name in the users table."""
+    names = [name for name in rows.column_names if name.startswith(SEGMENT)]
+    return {name.removeprefix(SEGMENT): np.array(rows[name].to_pylist(), dtype=object) for name in names}
 
 
 def values(lists: pa.ChunkedArray) -> NDArray[np.generic]:

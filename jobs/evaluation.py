@@ -18,12 +18,13 @@ from jobs.dataset import Dataset, column
 from jobs.identity import end_of
 from jobs.inputs import Inputs
 from jobs.metrics import Metrics, measure
-from jobs.models import CandidateModel
+from jobs.models import CandidateModel, columns
 from jobs.models.popular import Model as Popular
 from jobs.run import Counts, RunFolder
 from jobs.stages import dataset, rank, rerank, retrieve, train
 from schemas.columns import ITEM_ID, ITEMS, TS, USER_ID
 from schemas.lists import ALL
+from schemas.settings import Section
 
 WEIGHT = "weight"
 
@@ -70,12 +71,19 @@ def recommend(
 ) -> Path:
     """Stages 2 to 6 on these events; returns the folder of lists."""
     names = settings.retrieve.models
-    everybody = sections(settings) | {"popular": settings.popular.model_copy(update={"segments": ()})}
-    data = run.stage("dataset", dataset.assemble, buckets, events, inputs, settings.dataset, day)
-    trained = run.stage("train", train.fit, data, (*names, "popular"), everybody, (), settings.train.seed)
+    everybody = _without_shared_lists(sections(settings), inputs)
+    segments = columns(names, everybody)
+    data = run.stage("dataset", dataset.assemble, buckets, events, inputs, settings.dataset, day, segments)
+    trained = run.stage("train", train.fit, data, (*names, "popular"), everybody, segments, settings.train)
     found = run.stage("retrieve", retrieve.find, buckets, data, trained, names, settings.retrieve.candidates)
     ranked = run.stage("rank", rank.blend, buckets, data, found, settings.rank, len(names))
     return run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)
+
+
+def _without_shared_lists(models: dict[str, Section], inputs: Inputs) -> dict[str, Section]:
+    """The models' sections, but only personal lists are measured; and files have no table of users to take segments from."""
+    unused = ["popular"] if inputs.users else ["popular", "segment"]
+    return models | {name: models[name].model_copy(update={"segments": ()}) for name in unused}
 
 
 def score(folder: Path, lists: Path, test: pa.Table, settings: RootSettings) -> Metrics:

@@ -10,7 +10,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from jobs.config import InputSettings, RootSettings
+from jobs import models
+from jobs.config import InputSettings, RootSettings, sections
 from schemas.columns import BLOCKS_TABLE, EVENT, EVENTS_TABLE, ITEMS_TABLE, USERS_TABLE, InputTable
 from schemas.errors import ConfigError, InputError
 from schemas.settings import nearest
@@ -115,10 +116,11 @@ def check_rules(inputs: Inputs, settings: RootSettings) -> None:
         if column not in there:
             raise ConfigError(f"events.key names {column!r}{nearest(column, there)}, which the events do not have")
     there = list(inputs.users.columns) if inputs.users else []
-    for column in settings.popular.segments:
-        if column not in there:
-            has = f"has {', '.join(there)}" if there else "is not configured (input.users)"
-            raise ConfigError(f"popular.segments names {column!r}, but the users table {has}; see [users.columns]")
+    for name in models.names():
+        for column in models.columns([name], sections(settings)):
+            if column not in there:
+                has = f"has {', '.join(there)}" if there else "is not configured (input.users)"
+                raise ConfigError(f"{name}.segments names {column!r}, but the users table {has}; see [users.columns]")
 
 
 def rejected_by(raw: DataFrame, rule: str) -> Column:

@@ -25,6 +25,7 @@ from jobs.identity import Identity, identify
 from jobs.inputs import Inputs, check_rules, read_inputs
 from jobs.lists import BuiltLists
 from jobs.manifest import Report, facts_of, write_manifest
+from jobs.models import columns
 from jobs.progress import Progress, Terminal
 from jobs.run import MANIFEST, ROLLED_BACK, STARTED, RunFolder, now, parent_of
 from jobs.spark import session
@@ -90,15 +91,16 @@ def lists(
     clock: Callable[[], datetime],
 ) -> None:
     """Stages 1 to 7, and the night's two measurements: the run exists, with its manifest."""
-    day, models, segments = identity.day, settings.retrieve.models, settings.popular.segments
+    day, models = identity.day, settings.retrieve.models
     everyone = tuple(dict.fromkeys((*models, "popular", "similar")))  # also those whose own lists are served
+    segments = columns(everyone, sections(settings))
     started = _started(run, clock)
 
     cleaned = run.stage("events", events.clean, inputs.events, settings.events, day)
     kept = buckets.spark.read.parquet(str(cleaned / events.KEPT))
     data = run.stage("dataset", dataset.assemble, buckets, kept, inputs, settings.dataset, day, segments)
     run.stage("served_previous", served_previous, parent, kept, settings, day, salt=parent.run_id if parent else "")
-    trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train.seed)
+    trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train)
     candidates = run.stage("retrieve", retrieve.find, buckets, data, trained, models, settings.retrieve.candidates)
     ranked = run.stage("rank", rank.blend, buckets, data, candidates, settings.rank, len(models))
     reranked = run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)

@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs.buckets import Buckets, is_done
 from jobs.config import DatasetSettings
-from jobs.dataset import Dataset
+from jobs.dataset import Dataset, stratified
 from jobs.identity import end_of
 from jobs.inputs import Inputs, RawTable, table_of
 from jobs.progress import Progress
@@ -24,6 +26,7 @@ from jobs.stages.dataset import SMALLEST, assemble
 from schemas.columns import BLOCKS_TABLE, EVENTS_TABLE, ITEMS_TABLE, USERS_TABLE, InputTable
 from schemas.errors import InputError
 from tests.nights import DAY, at
+from tests.test_lists import write_dataset
 
 END = end_of(DAY)
 PARTS = 3
@@ -419,6 +422,12 @@ def test_segments_are_each_user_s_own_values_as_text(spark: SparkSession, tmp_pa
     assert counts["rows"] == 4
     labels = Dataset(out).training(("country",), seed=1).segments["country"].tolist()
     assert sorted(labels, key=str) == ["DE", "GB", None, None]
+    asked = dict[str, str | None]()
+    for bucket in range(len(list(out.glob("bucket-*.parquet")))):
+        user_ids, users = Dataset(out).bucket(bucket)
+        assert list(users.segments) == ["country", "birth_year"]
+        asked |= dict(zip(user_ids.to_pylist(), users.segments["country"].tolist(), strict=True))
+    assert asked == {user: country for user, (country, _) in found.items()}
 
 
 # Reading it back
@@ -445,3 +454,44 @@ def test_a_bucket_reads_back_as_matrices_of_its_users(spark: SparkSession, tmp_p
     training = data.training((), seed=1)
     assert training.weights.shape == (2, 3)
     assert training.ages.sum() == 2.0
+
+
+class TestSampling:
+    """Which users models learn from, where there are more than they may."""
+
+    @given(
+        lengths=st.lists(st.integers(0, 300), min_size=1, max_size=400),
+        at_most=st.integers(1, 400),
+        seed=st.integers(0, 9),
+    )
+    def test_busy_and_quiet_users_keep_their_share(self, lengths: list[int], at_most: int, seed: int) -> None:
+        """Of each stratum of activity the same share stays, to the nearest user; who has no pair is never chosen."""
+        pairs = np.array(lengths)
+        chosen, active = stratified(pairs, at_most, seed), int((pairs > 0).sum())
+        strata = [set(range(2**power, 2 ** (power + 1))) for power in range(9)]
+
+        assert not chosen[pairs == 0].any()
+        for stratum in strata:
+            inside = np.isin(pairs, list(stratum))
+            expected = inside.sum() * min(1.0, at_most / max(active, 1))
+            assert abs(chosen[inside].sum() - expected) <= (0.5 if expected >= 1 else 1)
+        assert chosen.sum() <= max(at_most + len(strata), 0)
+
+    def test_a_seed_chooses_the_same_users(self) -> None:
+        """And another seed others."""
+        pairs = np.arange(1, 1_000)
+
+        assert (stratified(pairs, 100, 1) == stratified(pairs, 100, 1)).all()
+        assert (stratified(pairs, 100, 1) != stratified(pairs, 100, 2)).any()
+
+    def test_training_reads_the_rows_of_those_who_were_chosen(self, tmp_path: Path) -> None:
+        """Whole rows, in the dataset's order, from all buckets."""
+        users = [(f"u{number:02d}", sorted({number, number // 2, 0})) for number in range(40)]
+        data = Dataset(write_dataset(tmp_path / "data", [users[:25], [], users[25:]], [True] * 40))
+        everyone, some = (data.training((), 7, max_users=most).weights for most in (None, 10))
+        rows = {tuple(everyone[row].indices) for row in range(40)}
+
+        assert everyone.shape == (40, 40)
+        assert 10 <= some.shape[0] <= 13
+        assert {tuple(some[row].indices) for row in range(some.shape[0])} <= rows
+        assert data.training((), 7, max_users=10).ages.nnz == some.nnz

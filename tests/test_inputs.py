@@ -326,6 +326,7 @@ def test_rules_keys_and_segments_without_their_columns_are_errors(spark: SparkSe
         rule("ts"): r"\[\[events\.reject\]\] where = 'ts'",
         'events.key=["valu"]': r"events\.key names 'valu' \(did you mean value\?\)",
         'popular.segments=["country"]': r"popular\.segments names 'country', but the users table is not configured",
+        'segment.segments=["age"]': r"segment\.segments names 'age', but the users table is not configured",
     }
     for override, message in wrong.items():
         settings = folder.settings(override)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -18,20 +17,20 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from jobs import models
-from jobs.config import settings_class
+from jobs.config import TrainSettings, settings_class
 from jobs.models import NONE, CandidateModel, Candidates, ItemList, Training, Users, als, popular, similar
-from jobs.models._top import top_n
 from jobs.stages.train import fit as train
 from jobs.stages.train import in_order
 from schemas.lists import ALL, KINDS
 from schemas.settings import Section
 from tests.test_lists import write_dataset
 
-KNOWS_NO_TASTE = ("popular",)
-"""Models that give everybody the same: no checkerboard for them."""
 SMALL: dict[str, dict[str, Any]] = {
     "als": {"factors": 8, "regularization": 1.0, "iterations": 3},
     "als_spark": {"factors": 8, "regularization": 0.1, "iterations": 2},
+    "ease": {"regularization": 2.0},
+    "segment": {"segments": ("country",)},
+    "spectral": {"factors": 2},
 }
 """Settings for worlds of a few dozen items, where a model's defaults are for millions."""
 
@@ -70,7 +69,7 @@ def variants() -> Iterator[Any]:
 
 
 every_model = pytest.mark.parametrize("variant", list(variants()))
-taste = pytest.mark.parametrize("variant", [v for v in variants() if v.values[0].name not in KNOWS_NO_TASTE])
+taste = pytest.mark.parametrize("variant", [v for v in variants() if models.personal(v.values[0].name)])
 
 
 def matrix(rows: Rows, items: int, values: Any = 1.0) -> csr_matrix:
@@ -83,7 +82,9 @@ def matrix(rows: Rows, items: int, values: Any = 1.0) -> csr_matrix:
 def training_of(
     rows: Rows, items: int, weights: Any = 1.0, ages: Any = 0.0, **segments: Sequence[str | None]
 ) -> Training:
-    labels = {name: np.array(values, dtype=object) for name, values in segments.items()}
+    """Users come in turn from GB, from DE and from nowhere, unless told otherwise."""
+    given = segments or {"country": [("GB", "DE", None)[user % 3] for user in range(len(rows))]}
+    labels = {name: np.array(values, dtype=object) for name, values in given.items()}
     return Training(matrix(rows, items, weights), matrix(rows, items, ages), labels, seed=7)
 
 
@@ -91,7 +92,8 @@ def users_of(training: Training, excluded: Rows | None = None, eligible: Sequenc
     """The users trained on; unless told otherwise they have seen their history, and everything may be shown."""
     size = training.weights.shape[1]
     seen = training.weights.copy() if excluded is None else matrix(excluded, size)
-    return Users(training.weights, training.ages, seen, np.ones(size, bool) if eligible is None else np.array(eligible))
+    shown = np.ones(size, bool) if eligible is None else np.array(eligible)
+    return Users(training.weights, training.ages, seen, shown, training.segments)
 
 
 def some_world(users: int = 40, items: int = 30, seed: int = 1) -> Training:
@@ -101,8 +103,7 @@ def some_world(users: int = 40, items: int = 30, seed: int = 1) -> Training:
         sorted(rng.choice(items, rng.integers(3, min(11, items + 1)), replace=False).tolist()) for _ in range(users)
     ]
     pairs = sum(map(len, rows))
-    segments = {"country": [("GB", "DE", None)[user % 3] for user in range(users)]}
-    return training_of(rows, items, rng.random(pairs) * 5 + 0.01, rng.random(pairs) * 60, **segments)
+    return training_of(rows, items, rng.random(pairs) * 5 + 0.01, rng.random(pairs) * 60)
 
 
 def checkerboard(size: int = 20) -> Training:
@@ -121,11 +122,13 @@ def worlds(draw: st.DrawFn) -> tuple[Training, Users]:
     pairs = sum(map(len, rows))
     weights = draw(st.lists(st.sampled_from([1e-30, 0.25, 1.0, 40.0]), min_size=pairs, max_size=pairs))
     ages = draw(st.lists(st.sampled_from([0.0, 0.5, 14.0, 400.0, 9000.0]), min_size=pairs, max_size=pairs))
-    everyone = Users(
-        matrix(rows, items, weights), matrix(rows, items, ages), matrix(excluded, items), np.array(eligible)
+    country = np.array(
+        draw(st.lists(st.sampled_from(["GB", "DE", None]), min_size=len(rows), max_size=len(rows))), dtype=object
     )
+    stored = (matrix(rows, items, weights), matrix(rows, items, ages), matrix(excluded, items), np.array(eligible))
+    everyone = Users(*stored, {"country": country})
     active = [user for user, row in enumerate(rows) if row]
-    return Training(everyone.weights[active], everyone.ages[active], {}, seed=7), everyone
+    return Training(everyone.weights[active], everyone.ages[active], {"country": country[active]}, seed=7), everyone
 
 
 def listed(found: Candidates, row: int) -> list[int]:
@@ -284,7 +287,7 @@ class TestEveryModel:
         histories = matrix([[], [0], []], 4)
         users = Users(histories, histories, matrix([[], [0], [2]], 4), np.ones(4, bool))
         found = variant.fit(training).candidates(users, 4)
-        expected = ([0, 1, 2], [0, 1]) if variant.name in KNOWS_NO_TASTE else ([], [])
+        expected = ([0, 1, 2], [0, 1]) if not models.personal(variant.name) else ([], [])
 
         assert expected == (listed(found, 0), listed(found, 2))
         assert listed(found, 1)
@@ -344,38 +347,6 @@ def test_models_and_stages_share_no_section() -> None:
     base = set(settings_class().__base__.model_fields)
 
     assert set() == base & set(models.names())
-
-
-class TestTopN:
-    """The one rule of selection."""
-
-    @given(
-        scores=arrays(
-            np.float32,
-            array_shapes(min_dims=2, max_dims=2, max_side=12),
-            elements=st.sampled_from([-np.inf, -2.5, 0.0, 1.0, np.float32(1e-30), np.float32(3e38)])
-            | st.floats(-100, 100, width=32),
-        ),
-        n=st.integers(1, 15),
-    )
-    def test_it_is_the_sorted_head(self, scores: NDArray[np.float32], n: int) -> None:
-        """It equals sorting each row by (score, lower number) and cutting, -inf left out."""
-        found = top_n(scores, n)
-        expected = [
-            sorted((i for i in range(row.size) if row[i] > -np.inf), key=lambda i: (-row[i], i))[:n] for row in scores
-        ]
-
-        assert expected == [listed(found, row) for row in range(len(scores))]
-        for row, items in enumerate(expected):
-            assert_array_equal(scores[row, items], found.scores[row, : len(items)])
-
-    def test_nan_is_refused(self) -> None:
-        """One NaN anywhere is an error, not an order by accident."""
-        scores = np.zeros((3, 4), np.float32)
-        scores[2, 1] = np.nan
-
-        with pytest.raises(ValueError, match="NaN"):
-            top_n(scores, 2)
 
 
 class TestAls:
@@ -531,21 +502,23 @@ class TestPopular:
 
 
 def dense_similarities(training: Training, settings: similar.Settings) -> NDArray[np.float64]:
-    """s(i, j) = c / sqrt(n_i n_j) * c / (c + shrinkage) in float64, by loops over users and pairs of their items."""
+    """The formula that the module's docstring gives, in float64, by loops over users and pairs of their items."""
     items = training.ages.shape[1]
     common = np.zeros((items, items))
     for user in range(training.ages.shape[0]):
         row = training.ages[[user]]
         recent = sorted(zip(row.data.tolist(), row.indices.tolist(), strict=True))[: settings.max_history]
         half_life = settings.half_life_days
-        b = {item: np.sqrt((0.5 ** (age / half_life) if half_life else 1.0) / len(recent)) for age, item in recent}
+        shared = len(recent) ** settings.user_exponent
+        b = {item: np.sqrt((0.5 ** (age / half_life) if half_life else 1.0) / shared) for age, item in recent}
         for i in b:
             for j in b:
                 common[i, j] += b[i] * b[j]
     n = common.diagonal().copy()
     np.fill_diagonal(common, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(common > 0, common / np.sqrt(np.outer(n, n)) * common / (common + settings.shrinkage), 0.0)
+        close = common / np.outer(n**settings.history_exponent, n**settings.popularity_exponent)
+        return np.where(common > 0, (close * common / (common + settings.shrinkage)) ** settings.exponent, 0.0)
 
 
 class TestSimilar:
@@ -572,6 +545,46 @@ class TestSimilar:
         model = similar.Model.fit(training, chosen)
 
         assert_allclose(model.similarities.toarray(), dense_similarities(training, chosen), rtol=1e-4, atol=1e-7)
+
+    @pytest.mark.parametrize(
+        "chosen",
+        [
+            {"user_exponent": 0.3},
+            {"history_exponent": 1.0},
+            {"popularity_exponent": 0.1},
+            {"exponent": 2.0, "popularity_exponent": 0.9},
+        ],
+    )
+    def test_each_exponent_is_the_one_of_the_formula(self, chosen: dict[str, float]) -> None:
+        """Each exponent alone changes similarities as the formula says."""
+        training, settings = some_world(users=60), similar.Settings(neighbours=100, shrinkage=2, **chosen)
+        plain = similar.Model.fit(training, similar.Settings(neighbours=100, shrinkage=2)).similarities.toarray()
+        found = similar.Model.fit(training, settings).similarities.toarray()
+
+        assert_allclose(found, dense_similarities(training, settings), rtol=1e-4, atol=1e-7)
+        assert not np.allclose(plain, found, rtol=1e-2)
+
+    def test_a_random_walk_by_hand(self) -> None:
+        """x = a = 1, y = beta and no shrinkage are RP3beta: mean over i's users of 1 / length, divided by n_j ** beta.
+
+        n is the diagonal, in which a user counts 1 / length too.
+        """
+        training = training_of([[0, 1], [0, 1, 2], [2, 3]], 4)
+        walk = similar.Settings(shrinkage=0, half_life_days=0, history_exponent=1, popularity_exponent=0.4)
+        found = similar.Model.fit(training, walk).similarities
+
+        assert_allclose(found[2, 3], (1 / 2) / (1 / 3 + 1 / 2) / (1 / 2) ** 0.4, rtol=1e-6)
+        assert_allclose(found[3, 2], (1 / 2) / (1 / 2) / (1 / 3 + 1 / 2) ** 0.4, rtol=1e-6)
+
+    def test_similarities_of_faded_items_stay_finite(self) -> None:
+        """With x = y = 1, items of years ago would be infinitely similar: they are only very."""
+        training = training_of([[0, 1], [2, 3]], 4, ages=[0, 0, 1500, 1500])
+        extreme = similar.Settings(shrinkage=0, history_exponent=1, popularity_exponent=1, exponent=3)
+        model = similar.Model.fit(training, extreme)
+        found = model.candidates(users_of(training, excluded=[[], []]), 4)
+
+        assert np.isfinite(model.similarities.data).all()
+        assert np.isfinite(found.scores[found.items != NONE]).all()
 
     def test_the_strongest_neighbours_are_kept(self) -> None:
         """With 3 neighbours a row holds the 3 largest similarities of the item, and none is the item itself."""
@@ -609,12 +622,11 @@ class TestSimilar:
         ages = np.random.default_rng(3).permutation(5_000).astype(np.float32)
         training = training_of([range(5_000), [0, 1]], 5_000, ages=np.r_[ages, 0, 0])
         cut = similar.latest(training.ages, 100)
-        blocks = similar._cooccurrence_blocks(similar.normalised(cut, 14.0), 30.0)
-        pairs = sum(int(block.nnz) for _, block in blocks)
+        model = similar.Model.fit(training, similar.Settings(max_history=100, neighbours=5_000))
 
         assert np.diff(cut.indptr).tolist() == [100, 2]
         assert_array_equal(np.sort(np.argsort(ages)[:100]), cut.indices[:100])
-        assert pairs <= 100**2 + 2**2
+        assert model.similarities.nnz <= 100 * 99 + 2
 
     def test_of_equally_old_items_the_lower_numbers_are_kept(self) -> None:
         """The cut of a history is decided, whatever the order of its items."""
@@ -659,7 +671,7 @@ class TestSimilar:
         """Training `similar` by factors from a dataset on disk saves als beside it, and both can be loaded."""
         write_dataset(tmp_path / "dataset", [[("a", [0, 1]), ("b", [])], [("c", [1, 2])]], [True] * 3)
         sections = {"als": als.Settings(factors=2), "similar": similar.Settings(method="factors")}
-        counts = train(tmp_path / "train", tmp_path / "dataset", ("similar",), sections, (), 7)
+        counts = train(tmp_path / "train", tmp_path / "dataset", ("similar",), sections, (), TrainSettings())
 
         assert counts == {"rows": 2, "items": 3, "pairs": 4, "models": ["als", "similar"]}
         assert als.Model.load(tmp_path / "train" / "als").item_factors.shape == (3, 2)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cassandra import InvalidRequest, OperationTimedOut, ReadTimeout
+from cassandra import InvalidRequest, OperationTimedOut, ReadFailure, ReadTimeout
 from cassandra.io import libevreactor
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,26 +104,58 @@ def test_what_comes_too_late_is_nobodys() -> None:
     time.sleep(0.2)
 
 
-def test_a_table_that_one_node_does_not_know_is_read_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+class Nodes:
+    """A session whose nodes answer for a table that they know, two pages of it, and say what they say otherwise."""
+
+    def __init__(self, says: dict[str | None, Exception | None]) -> None:
+        self.says = says
+        self.cluster = SimpleNamespace(metadata=SimpleNamespace(all_hosts=lambda: [host for host in says if host]))
+
+    def execute(
+        self, statement: str, values: Any, execution_profile: Any, host: str | None, paging_state: bytes | None
+    ) -> Any:
+        if error := self.says[host]:
+            raise error
+        rows = [f"{statement} by {host}, {paging_state!r}"]
+        return SimpleNamespace(current_rows=rows, has_more_pages=paging_state is None, paging_state=b"1")
+
+    def connection(self) -> Connection:
+        connection = Connection(CassandraSettings())
+        connection._session = self
+        return connection
+
+
+ABSENT, FAILED = InvalidRequest("table lists_x does not exist"), ReadFailure("INCOMPATIBLE_SCHEMA")
+
+
+def test_a_table_that_one_node_does_not_know_is_read_from_another() -> None:
     """One that was away when it was made; and where no node knows it, or the others are away, that is what is told."""
-    known: set[str] = set()
-
-    def execute(statement: str, values: Any, execution_profile: Any, host: str | None) -> str:
-        if host == "away":
-            raise OperationTimedOut
-        if host not in known:
-            raise InvalidRequest("table lists_x does not exist")
-        return f"{statement} by {host}"
-
-    hosts = SimpleNamespace(all_hosts=lambda: ["back", "away", "third"])
-    session = SimpleNamespace(execute=execute, cluster=SimpleNamespace(metadata=hosts))
-    connection = Connection(CassandraSettings())
-    monkeypatch.setattr(connection, "_session", session)
+    nodes = Nodes({None: ABSENT, "back": ABSENT, "away": OperationTimedOut(), "third": ABSENT})
 
     with pytest.raises(InvalidRequest, match="does not exist"):
-        connection.execute_where_known("SELECT")
-    known.add("third")
-    assert connection.execute_where_known("SELECT") == "SELECT by third"
+        next(nodes.connection().pages("SELECT"))
+    nodes.says["third"] = None
+    assert list(nodes.connection().pages("SELECT")) == [["SELECT by third, None"], ["SELECT by third, b'1'"]]
+
+
+def test_a_scan_waits_for_a_node_that_learns_of_the_table() -> None:
+    """A quorum that it belongs to fails meanwhile, whichever node leads; the pages that were read are not read again."""
+    nodes = Nodes({None: None, "back": ABSENT, "other": FAILED})
+    pages = nodes.connection().pages("SELECT")
+
+    first = next(pages)
+    nodes.says[None] = FAILED
+    threading.Timer(1.5, nodes.says.update, [{None: None}]).start()
+
+    assert [first, *pages] == [["SELECT by None, None"], ["SELECT by None, b'1'"]]
+
+
+def test_a_node_that_never_learns_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is there, so that "does not exist" would be wrong to say, although a node says it."""
+    monkeypatch.setattr("lookup_api.readers._cassandra.LEARN_SECONDS", 0.0)
+
+    with pytest.raises(ReadFailure):
+        next(Nodes({None: ABSENT, "back": ABSENT, "other": FAILED}).connection().pages("SELECT"))
 
 
 class Loop:

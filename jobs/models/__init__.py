@@ -6,8 +6,8 @@ keeps the protocol below. All of them speak dense item numbers (0 .. items - 1);
 
 import pkgutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -64,12 +64,14 @@ class Training:
 @dataclass(frozen=True, slots=True)
 class Users:
     """Some users to find candidates for: the rows of `weights` and `ages` (as in training) and of `excluded` (seen or
-    blocked items, any stored entry) are users; `eligible` says per item whether anybody may be shown it today."""
+    blocked items, any stored entry) are users; `eligible` says per item whether anybody may be shown it today;
+    `segments` are as in training, of the columns that the dataset has."""
 
     weights: csr_matrix
     ages: csr_matrix
     excluded: csr_matrix
     eligible: NDArray[np.bool_]
+    segments: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
 
 
 def rows_of(matrix: csr_matrix) -> NDArray[np.intp]:
@@ -129,3 +131,19 @@ def requires(name: str, settings: Section) -> tuple[str, ...]:
     """The models that this one is built from under these settings; most need none."""
     needs = getattr(module(name), "requires", None)
     return tuple(needs(settings)) if needs else ()
+
+
+def personal(name: str) -> bool:
+    """Whether the model goes by the user's own history, or gives the same to many."""
+    return bool(getattr(module(name), "PERSONAL", True))
+
+
+def columns(names: Iterable[str], settings: Mapping[str, Section]) -> tuple[str, ...]:
+    """The columns of the users table that these models need (a model that needs some has a function of this name)."""
+    needs = ((getattr(module(name), "columns", None), settings[name]) for name in names)
+    return tuple(dict.fromkeys(column for need, section in needs if need for column in need(section)))
+
+
+def notes(model: CandidateModel) -> Mapping[str, int]:
+    """What a trained model has to say for the record of the night, by name; most have nothing."""
+    return getattr(model, "notes", {})

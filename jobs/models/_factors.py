@@ -20,13 +20,10 @@ from pydantic import Field
 from scipy.linalg.lapack import dposv
 from scipy.sparse import csr_matrix
 
-from jobs.models import Candidates, ItemList, Users, rows_of
-from jobs.models._top import empty, top_n
+from jobs.models import Candidates, ItemList, Users
+from jobs.models._top import best_of_product, empty
 from jobs.search import Between, OneOf
 from schemas.settings import Section
-
-BLOCK = 256
-"""Users scored at a time: the block's scores against all items bound a worker's memory."""
 
 
 class FactorSettings(Section):
@@ -73,16 +70,11 @@ class FactorModel:
     def candidates(self, users: Users, n: int) -> Candidates:
         """Users without a pair have no taste to fold in, and get no candidates."""
         rows, items = users.weights.shape
-        found = empty(rows, min(n, items))
-        allowed = self.known & users.eligible
-        for start in range(0, rows, BLOCK):
-            block = slice(start, start + BLOCK)
-            scores = self.fold_in(users.weights[block]) @ self.item_factors.T
-            scores[:, ~allowed] = -np.inf
-            excluded = users.excluded[block]
-            scores[rows_of(excluded), excluded.indices] = -np.inf
-            scores[np.diff(users.weights[block].indptr) == 0] = -np.inf
-            found.items[block], found.scores[block] = top_n(scores, n)
+        found, allowed = empty(rows, min(n, items)), self.known & users.eligible
+        active = np.flatnonzero(np.diff(users.weights.indptr))
+        tastes = self.fold_in(users.weights[active])
+        best = best_of_product(tastes, self.item_factors, users.excluded[active], allowed, n)
+        found.items[active], found.scores[active] = best
         return found
 
     def lists(self, eligible: NDArray[np.bool_], n: int) -> Iterator[ItemList]:

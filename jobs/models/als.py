@@ -36,8 +36,8 @@ FIRST = (
 class Settings(FactorSettings):
     """ALS by `implicit`."""
 
-    regularization: Annotated[float, Between(0.01, 100)] = Field(30.0, gt=0)
-    """lambda; good values span .01 to 100."""
+    regularization: Annotated[float, Between(0.01, 1000)] = Field(30.0, gt=0)
+    """lambda; good values span .01 to 100, and more where alpha is large."""
     frequency_exponent: float = 0.0
     """lambda is scaled by (a row's number of pairs) ** v. `implicit` is v = 0 and refuses others."""
 

@@ -1,24 +1,39 @@
 """Item-to-item: what goes with this item, by co-occurrence with shrinkage or by the cosine of ALS factors.
 
+    s(i, j) = (c_ij / (n_i ** x * n_j ** y) * c_ij / (c_ij + shrinkage)) ** q        c_ij: sum over users of decay / length ** a
+
+The defaults (a = 1, x = y = 1/2, q = 1) are a cosine. y is how much the popularity of what is proposed counts against it, as beta
+is in RP3beta, which is x = a = 1 (Paudel, Christoffel, Newell, Bernstein, "Updatable, Accurate, Diverse, and Scalable
+Recommendations for Interactive Applications", TiiS 2017; q is its alpha).
+
 A user's candidates are what is similar to the history: score(u, j) = sum over i in the history of h(age) * s(i, j), where
 h halves with age (item-based top-N, Deshpande and Karypis, "Item-Based Top-N Recommendation Algorithms", TOIS 2004).
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csr_matrix, vstack
+from threadpoolctl import threadpool_limits
 
-from jobs.models import CandidateModel, Candidates, ItemList, Training, Users, rows_of
-from jobs.models._top import empty, top_n
+from jobs.models import NONE, CandidateModel, Candidates, ItemList, Training, Users
+from jobs.models._sparse_top import best_of_sparse_product
+from jobs.models._top import best_of_product
+from jobs.search import Between
 from schemas.settings import Section
 
-BLOCK = 256
-"""Rows scored at a time: the block's scores against all items bound the memory."""
+BLOCK = 1_024
+"""Items whose neighbours are looked for at a time."""
+TINY = 1e-15
+"""Roots of what an item's users count are taken for no less."""
+LARGEST = 1e30
+"""A similarity stops here: with x + y > 1, one of two items that nobody had for years would be infinite."""
 
 
 class Settings(Section):
@@ -26,13 +41,21 @@ class Settings(Section):
 
     method: Literal["cooccurrence", "factors"] = "cooccurrence"
     """Users in common, or the cosine of ALS item factors (needs `als` among retrieve.models or trains it beside)."""
-    neighbours: int = Field(50, ge=1)
+    neighbours: Annotated[int, Between(20, 500)] = Field(50, ge=1)
     """Similar items kept for each item."""
-    shrinkage: float = Field(30.0, ge=0)
+    shrinkage: Annotated[float, Between(0.1, 100)] = Field(30.0, ge=0)
     """Co-occurrence: similarity counts half at so much in common; it keeps chance pairs of rare items down."""
-    half_life_days: float = Field(14.0, ge=0)
+    user_exponent: Annotated[float, Between(0, 1, log=False)] = Field(1.0, ge=0)
+    """Co-occurrence: a user with n items counts 1 / n ** a for each pair of them."""
+    history_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
+    """Co-occurrence: x, how much the popularity of an item of the history counts against it."""
+    popularity_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
+    """Co-occurrence: y, how much the popularity of what is proposed counts against it."""
+    exponent: Annotated[float, Between(0.3, 3)] = Field(1.0, gt=0)
+    """Co-occurrence: q; the larger, the more the closest neighbours stand out."""
+    half_life_days: Annotated[float, Between(3, 300)] = Field(14.0, ge=0)
     """Co-occurrence: a pair counts half for every such stretch since its latest event; 0: all pairs count alike."""
-    history_half_life_days: float = Field(30.0, ge=0)
+    history_half_life_days: Annotated[float, Between(3, 300)] = Field(30.0, ge=0)
     """Candidates: an item of the history counts half for every such stretch; 0: the whole history counts alike."""
     max_history: int = Field(500, ge=2)
     """Co-occurrence: only a user's latest so many items count; one bot with 50,000 would make 2.5 billion pairs."""
@@ -52,28 +75,19 @@ class Model:
 
     @classmethod
     def fit(cls, training: Training, settings: Settings, fitted: Mapping[str, CandidateModel] | None = None) -> Self:
-        """Deterministic; memory is bounded by BLOCK rows of similarities against all items."""
+        """Deterministic, on all cores; the matrix of all pairs of items is never there as a whole."""
         if settings.method == "factors":
-            blocks = _cosine_blocks(fitted["als"])
+            similarities = _cosines(fitted["als"], settings.neighbours)
         else:
-            histories = normalised(latest(training.ages, settings.max_history), settings.half_life_days)
-            blocks = _cooccurrence_blocks(histories, settings.shrinkage)
-        strongest = [_strongest(block, start, settings.neighbours) for start, block in blocks]
-        return cls(vstack(strongest, format="csr"), settings.history_half_life_days)
+            ages = latest(training.ages, settings.max_history)
+            histories = normalised(ages, settings.half_life_days, settings.user_exponent)
+            similarities = _cooccurrences(histories, settings)
+        return cls(similarities, settings.history_half_life_days)
 
     def candidates(self, users: Users, n: int) -> Candidates:
         """Items similar to the user's history, weighted by its age."""
-        rows, items = users.ages.shape
         histories = decayed(users.ages, self.history_half_life_days)
-        found = empty(rows, min(n, items))
-        for start in range(0, rows, BLOCK):
-            block = slice(start, start + BLOCK)
-            scores = (histories[block] @ self.similarities).toarray()
-            scores[(scores <= 0) | ~users.eligible] = -np.inf
-            excluded = users.excluded[block]
-            scores[rows_of(excluded), excluded.indices] = -np.inf
-            found.items[block], found.scores[block] = top_n(scores, n)
-        return found
+        return best_of_sparse_product(histories, self.similarities, users.excluded, users.eligible, n)
 
     def lists(self, eligible: NDArray[np.bool_], n: int) -> Iterator[ItemList]:
         """One list for each item that has a neighbour to show."""
@@ -121,44 +135,65 @@ def decayed(ages: csr_matrix, half_life_days: float) -> csr_matrix:
     return csr_matrix((weights.astype(np.float32), ages.indices, ages.indptr), shape=ages.shape)
 
 
-def normalised(ages: csr_matrix, half_life_days: float) -> csr_matrix:
-    """sqrt(decay / length of the user's history): then each user adds at most 1 to all that an item has in common."""
+def normalised(ages: csr_matrix, half_life_days: float, exponent: float = 1.0) -> csr_matrix:
+    """sqrt(decay / (length of the user's history) ** exponent): with 1, each user adds at most 1 to all that an item has in common."""
     weights = decayed(ages, half_life_days)
     lengths = np.diff(ages.indptr)
-    weights.data = np.sqrt(weights.data / np.repeat(lengths, lengths)).astype(np.float32)
+    weights.data = np.sqrt(weights.data / np.repeat(lengths**exponent, lengths)).astype(np.float32)
     return weights
 
 
-def _cooccurrence_blocks(histories: csr_matrix, shrinkage: float) -> Iterator[tuple[int, csr_matrix]]:
-    """Rows of s(i, j) = c / sqrt(n_i n_j) * c / (c + shrinkage), where c = B'B off its diagonal and n is the diagonal."""
+def _cooccurrences(histories: csr_matrix, settings: Settings) -> csr_matrix:
+    """s(i, j) of each item's neighbours, where c = B'B off its diagonal and n is the diagonal."""
     by_item = histories.T.tocsr()
     # Roots first: the product of two n, each decayed for years, underflows to 0.
-    roots = np.sqrt(np.asarray(by_item.power(2).sum(axis=1)).ravel())
-    for start in range(0, by_item.shape[0], BLOCK):
-        common = (by_item[start : start + BLOCK] @ histories).tocsr()
-        common.sort_indices()
-        row_of = start + rows_of(common)
-        c = common.data
-        common.data = c / (roots[row_of] * roots[common.indices]) * (c / (c + np.float32(shrinkage)))
-        yield start, common
+    roots = np.sqrt(np.asarray(by_item.power(2).sum(axis=1), np.float64).ravel())
+    had, proposed = (
+        np.minimum(np.maximum(roots, TINY) ** (-2 * v), LARGEST)
+        for v in (settings.history_exponent, settings.popularity_exponent)
+    )
+
+    def neighbours(block: slice) -> Candidates:
+        itself = _places(block, by_item.shape[0])
+        everything = np.ones(by_item.shape[0], bool)
+        found = best_of_sparse_product(
+            by_item[block], histories, itself, everything, settings.neighbours, proposed, settings.shrinkage
+        )
+        with np.errstate(over="ignore"):
+            close = (np.maximum(found.scores, 0) * had[block, None].astype(np.float32)) ** settings.exponent
+        return Candidates(found.items, np.minimum(close, np.float32(LARGEST)))
+
+    return _by_blocks(neighbours, by_item.shape[0])
 
 
-def _cosine_blocks(als: CandidateModel) -> Iterator[tuple[int, csr_matrix]]:
-    """Rows of the cosine of item factors; items without a pair, and negative cosines, count 0."""
+def _cosines(als: CandidateModel, neighbours: int) -> csr_matrix:
+    """The cosine of item factors; items without a pair, and cosines that are not positive, count 0."""
     factors = np.where(als.known[:, None], als.item_factors, 0.0).astype(np.float32)
     lengths = np.linalg.norm(factors, axis=1, keepdims=True)
     factors = np.divide(factors, lengths, out=np.zeros_like(factors), where=lengths > 0)
-    for start in range(0, factors.shape[0], BLOCK):
-        yield start, csr_matrix(np.maximum(factors[start : start + BLOCK] @ factors.T, 0))
+
+    def closest(block: slice) -> Candidates:
+        return best_of_product(factors[block], factors, _places(block, len(factors)), als.known, neighbours)
+
+    return _by_blocks(closest, len(factors))
 
 
-def _strongest(block: csr_matrix, start: int, neighbours: int) -> csr_matrix:
-    """The strongest neighbours of each row, without the item itself; row 0 of the block is item `start`."""
-    row_of = rows_of(block)
-    others = (block.indices != start + row_of) & (block.data > 0)
-    row_of, items, values = row_of[others], block.indices[others], block.data[others]
-    order = np.lexsort((items, -values, row_of))
-    first = np.searchsorted(row_of, np.arange(block.shape[0]))
-    rank = np.arange(order.size) - first[row_of[order]]
-    kept = order[rank < neighbours]
-    return csr_matrix((values[kept], (row_of[kept], items[kept])), shape=block.shape, dtype=np.float32)
+def _places(block: slice, items: int) -> csr_matrix:
+    """Each item of the block, in its own row."""
+    own = np.arange(block.start, min(block.stop, items))
+    return csr_matrix((np.ones(own.size, np.int8), own, np.arange(own.size + 1)), shape=(own.size, items))
+
+
+def _by_blocks(best: Callable[[slice], Candidates], items: int) -> csr_matrix:
+    """Items x items of what `best` finds for each block of rows and is > 0; each core has a block."""
+    blocks = [slice(start, start + BLOCK) for start in range(0, items, BLOCK)]
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return vstack([_matrix(found, items) for found in pool.map(best, blocks)], format="csr")
+
+
+def _matrix(found: Candidates, items: int) -> csr_matrix:
+    kept = (found.items != NONE) & (found.scores > 0)
+    starts = np.r_[0, np.cumsum(kept.sum(axis=1))]
+    matrix = csr_matrix((found.scores[kept], found.items[kept], starts), shape=(len(kept), items))
+    matrix.sort_indices()
+    return matrix

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs import models
+from jobs.config import TrainSettings
 from jobs.dataset import Dataset
 from jobs.models import CandidateModel
 from jobs.run import Counts, clear
@@ -11,18 +12,27 @@ from schemas.settings import Section
 
 
 def fit(
-    out: Path, dataset: Path, names: Sequence[str], settings: Mapping[str, Section], segments: Sequence[str], seed: int
+    out: Path,
+    dataset: Path,
+    names: Sequence[str],
+    sections: Mapping[str, Section],
+    segments: Sequence[str],
+    settings: TrainSettings,
 ) -> Counts:
-    """Train the named models, and those that they build on, each into a folder of its name."""
+    """Train the named models, and those that they build on, each into a folder of its name; `sections` are the models'.
+
+    Counts hold what the models note.
+    """
     data = Dataset(dataset)
-    training = data.training(segments, seed, scratch=out)
+    training = data.training(segments, settings.seed, out, settings.max_train_users)
     clear(out)
     fitted: dict[str, CandidateModel] = {}
-    for name in in_order(names, settings):
-        fitted[name] = models.module(name).Model.fit(training, settings[name], fitted)
+    for name in in_order(names, sections):
+        fitted[name] = models.module(name).Model.fit(training, sections[name], fitted)
         (out / name).mkdir()
         fitted[name].save(out / name)
-    return {**data.size(), "models": list(fitted)}
+    notes = {f"{name}_{note}": value for name in fitted for note, value in models.notes(fitted[name]).items()}
+    return {**data.size(), "models": list(fitted), **notes}
 
 
 def in_order(names: Sequence[str], settings: Mapping[str, Section]) -> list[str]:

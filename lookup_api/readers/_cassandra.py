@@ -6,11 +6,11 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from cassandra import ConsistencyLevel, DriverException, InvalidRequest, OperationTimedOut, Unauthorized
+from cassandra import ConsistencyLevel, DriverException, InvalidRequest, OperationTimedOut, ReadFailure, Unauthorized
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import (
     EXEC_PROFILE_DEFAULT,
@@ -48,6 +48,8 @@ HEARTBEAT_SECONDS = 5.0
 reads a hedge, until it is known as down. (The driver's own figures, which jobs keep: 30 seconds each.)"""
 BACKGROUND_SECONDS = 2.0
 """Most that a service's own thread waits for a statement: what it follows changes meanwhile."""
+LEARN_SECONDS = 75.0
+"""Most that a scan waits for a node to learn of a table: Cassandra asks others for what it missed every minute."""
 PREPARED = 8
 """Statements kept: those of the run that is served and of the one before it are in use, those of older runs never again."""
 QUORUM, ONE, SERIAL = EXEC_PROFILE_DEFAULT, "one", "serial"
@@ -83,27 +85,57 @@ class Connection:
             self.events[event] += times
 
     def execute(
-        self, statement: Any, values: Sequence[Any] = (), profile: Any = QUORUM, host: Host | None = None
+        self,
+        statement: Any,
+        values: Sequence[Any] = (),
+        profile: Any = QUORUM,
+        host: Host | None = None,
+        paging_state: bytes | None = None,
     ) -> Any:
         """The result of one statement, by one node or any. Raises the driver's errors."""
         try:
-            result = self.session().execute(statement, values or None, execution_profile=profile, host=host)
+            result = self.session().execute(
+                statement, values or None, execution_profile=profile, host=host, paging_state=paging_state
+            )
         except UNREACHED:
             self._unreached()
             raise
         self._watchdog.reached()
         return result
 
-    def execute_where_known(self, statement: Any) -> Any:
-        """The result of a statement, by the first node that knows its table. One that was away, or stood still, when the
-        table was made says for up to a minute after it is back that there is none. Raises the driver's errors."""
+    def pages(self, statement: Any) -> Iterator[list[Any]]:
+        """The rows of a statement, page by page, each from the first node that can read it. Raises the driver's errors.
+
+        A node that was away, or stood still, when a table was made does not know it until up to a minute after it is back:
+        it says so of itself, and what a quorum with it is asked for fails. That is waited for.
+        """
+        state, patience = None, time.monotonic() + LEARN_SECONDS
+        while True:
+            try:
+                page = self._page(statement, state)
+            except ReadFailure:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(1)
+                continue
+            yield page.current_rows
+            if not page.has_more_pages:
+                return
+            state = page.paging_state
+
+    def _page(self, statement: Any, state: bytes | None) -> Any:
         try:
-            return self.execute(statement)
-        except InvalidRequest:
-            for host in self.session().cluster.metadata.all_hosts():
-                with suppress(InvalidRequest, *UNREACHED):
-                    return self.execute(statement, host=host)
-            raise
+            return self.execute(statement, paging_state=state)
+        except (InvalidRequest, ReadFailure) as error:
+            failed: Exception = error
+        for host in self.session().cluster.metadata.all_hosts():
+            try:
+                return self.execute(statement, host=host, paging_state=state)
+            except ReadFailure as error:  # it knows the table
+                failed = error
+            except (InvalidRequest, *UNREACHED):
+                pass
+        raise failed
 
     def read(
         self, statement: PreparedStatement, keys: Iterable[Key], profile: str, until: float | None

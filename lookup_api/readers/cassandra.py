@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cassandra import InvalidRequest
 from cassandra.query import PreparedStatement, SimpleStatement
@@ -123,17 +123,16 @@ class CassandraReader:
     def scan(self, run_id: str, part: str = "") -> Iterator[ServedList]:
         """Every list of the run, or of a range of tokens, as a quorum has them. Raises RunUnreadable."""
         query = f"{LISTS} {lists_table(self.settings, run_id)}{_range(part)}"
-        with self._telling(run_id):
-            rows = self._connection.execute_where_known(SimpleStatement(query, fetch_size=PAGE))
-        return self._scan(run_id, rows)
+        return self._scan(run_id, SimpleStatement(query, fetch_size=PAGE))
 
     def close(self) -> None:
         """Give the connection back."""
         self._connection.close()
 
-    def _scan(self, run_id: str, rows: Any) -> Iterator[ServedList]:
+    def _scan(self, run_id: str, statement: SimpleStatement) -> Iterator[ServedList]:
         with self._telling(run_id):
-            yield from map(decode, rows)
+            for rows in self._connection.pages(statement):
+                yield from map(decode, rows)
 
     def _opened(self, run_id: str, until: float | None) -> PreparedStatement:
         if until is not None:
