@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 
 from jobs import models
 from jobs.candidates import Entries
-from jobs.config import DatasetSettings, RankSettings, load_settings
+from jobs.config import DatasetSettings, RankSettings, TrainSettings, load_settings
 from jobs.models import NONE, Candidates, Training, Users, als
 from jobs.progress import Progress
 from jobs.search import Between, OneOf
@@ -233,7 +233,7 @@ class TestGround:
         data = write_dataset(tmp_path / "dataset", [[("a", [0, 1]), ("b", [2])]], [True] * 3)
         held = pa.table({"user_id": ["a", "a", "stranger"], "item_id": ["i002", "nowhere", "i001"]})
         pq.write_table(held, tmp_path / "pairs.parquet")
-        found = Ground.load(data, tmp_path / "pairs.parquet", 7, 7)
+        found = Ground.load(data, tmp_path / "pairs.parquet", 7, TrainSettings())
 
         assert (found.sizes.tolist(), found.everybody) == ([2], 2)
         assert found.truth.indices.tolist() == [2]
@@ -366,7 +366,7 @@ def site(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def worker(site: tuple[Path, Path]) -> Iterator[Worker]:
-    found = Worker(*site, 3, 7)
+    found = Worker(*site, 3, TrainSettings())
     yield found
     found.end()
 
@@ -390,7 +390,7 @@ class TestWorker:
             worker.ask({"do": "judge", "with": {"start": a, "stop": b, "k": 1}}, 60) for a, b in ((0, 5), (5, 12))
         ]
         worker.ask({"do": "lists", "with": {"n": 3, "path": str(tmp_path / "lists.npz")}}, 60)
-        here = Ground.load(*site, 3, 7)
+        here = Ground.load(*site, 3, TrainSettings())
         expected = als.Model.fit(here.training, with_params(load_settings(None), SMALL).als).candidates(here.users, 3)
         with np.load(tmp_path / "lists.npz") as found:
             assert found["items"].tolist() == expected.items.tolist()
@@ -431,8 +431,8 @@ class TestWorker:
     def test_it_ends_with_who_started_it(self, site: tuple[Path, Path]) -> None:
         """Also where that was killed while it worked."""
         program = (
-            "import sys; from pathlib import Path; from jobs.tuning.worker import Worker\n"
-            "worker = Worker(Path(sys.argv[1]), Path(sys.argv[2]), 3, 7); worker.ask({'do': 'about', 'with': {}}, 60)\n"
+            "import sys; from pathlib import Path; from jobs.tuning.worker import Worker; from jobs.config import TrainSettings\n"
+            "worker = Worker(Path(sys.argv[1]), Path(sys.argv[2]), 3, TrainSettings()); worker.ask({'do': 'about', 'with': {}}, 60)\n"
             "print(worker._process.pid, flush=True); sys.stdin.read()"
         )
         with subprocess.Popen(
@@ -506,7 +506,7 @@ class TestTrials:
 
     def test_a_model_that_comes_to_nothing_is_left_out(self, searching: Callable[..., Models], tmp_path: Path) -> None:
         """After three trials without a result, with the reason; a search that goes on knows."""
-        found = searching(by=Worker(tmp_path / "nowhere", tmp_path / "nowhere", 3, 7))
+        found = searching(by=Worker(tmp_path / "nowhere", tmp_path / "nowhere", 3, TrainSettings()))
         for _ in range(3):
             found.one("als")
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jobs.buckets import Buckets
 from jobs.commands.evaluate import BLEND, choose, cleaned, events_of, for_files, measure, new_pairs
 from jobs.commands.options import Terminated, as_json_line, interruptible, json_option, set_option, terminable
-from jobs.config import RootSettings, digest_of, load_settings
+from jobs.config import RootSettings, TrainSettings, digest_of, load_settings
 from jobs.inputs import Inputs
 from jobs.models import Candidates
 from jobs.progress import Progress, Terminal
@@ -192,8 +192,8 @@ class Search:
         return self.files.work / "pairs.parquet"
 
     @property
-    def _ground(self) -> tuple[Path, Path, int, int]:
-        return self.files.work / "dataset", self.pairs, self.seed, self.settings.train.seed
+    def _ground(self) -> tuple[Path, Path, int, TrainSettings]:
+        return self.files.work / "dataset", self.pairs, self.seed, self.settings.train
 
     def _evaluation(self) -> float:
         """Seconds that the last evaluation will take: all models of the blend, all users."""

@@ -11,6 +11,7 @@ from jobs.buckets import Buckets, read_bucket
 from jobs.candidates import Entries, rank_within
 from jobs.config import RankSettings
 from jobs.dataset import Dataset
+from jobs.models import personal
 from jobs.run import Counts
 
 
@@ -33,7 +34,7 @@ def fuse(entries: Entries, history: NDArray[np.int64], settings: RankSettings) -
     score is decided by the lower item number.
     """
     weights = np.array([settings.weights.get(name, 0.0) for name in entries.names])
-    generic = np.array([not is_personal(name) for name in entries.names])
+    generic = np.array([not personal(name) for name in entries.names])
     parts = weights[entries.sources] * np.where(generic[entries.sources], 1.0, trust(history, settings)[entries.row])
     parts = parts * standing(entries, settings)
     order = np.lexsort((entries.sources, entries.items, entries.row))
@@ -53,11 +54,6 @@ def fuse(entries: Entries, history: NDArray[np.int64], settings: RankSettings) -
         codes[best].astype(np.int32),
         tuple(_joined(mask, entries.names) for mask in masks),
     )
-
-
-def is_personal(name: str) -> bool:
-    """Whether the model goes by the user's history, so that its weight grows with it."""
-    return name != "popular"
 
 
 def trust(history: NDArray[np.int64], settings: RankSettings) -> NDArray[np.float64]:

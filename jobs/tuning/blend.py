@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from jobs.config import RankSettings
-from jobs.models import NONE, Candidates
+from jobs.models import NONE, Candidates, personal
 from jobs.search import space
-from jobs.stages.rank import is_personal, trust
+from jobs.stages.rank import trust
 from jobs.tuning.ground import Ground
 from jobs.tuning.studies import Params, Study, distribution
 
@@ -65,7 +65,7 @@ class Pool:
             if weight:
                 ranks = chosen.method == "ranks"
                 worth = 1 / (np.float32(chosen.smoothing) + self.ranks[model]) if ranks else self.scores[model]
-                total += worth * (weight * believed if is_personal(name) else weight)
+                total += worth * (weight * believed if personal(name) else weight)
                 proposed |= np.isfinite(self.ranks[model])
         total[~proposed] = -np.inf
         best = _first(total, self.k)

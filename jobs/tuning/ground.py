@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 from threadpoolctl import threadpool_limits
 
-from jobs.config import DatasetSettings
+from jobs.config import DatasetSettings, TrainSettings
 from jobs.dataset import Dataset, column
 from jobs.models import NONE, CandidateModel, Candidates, Training, Users
 from schemas.columns import ITEM_ID, USER_ID
@@ -43,18 +43,18 @@ class Ground:
     everybody: int
 
     @classmethod
-    def load(cls, dataset: Path, pairs: Path, seed: int, train_seed: int) -> "Ground":
+    def load(cls, dataset: Path, pairs: Path, seed: int, train: TrainSettings) -> "Ground":
         """From a dataset made with PLAIN weights, and the distinct pairs held out (user_id, item_id).
 
-        `seed` draws the users that are judged, `train_seed` is [train] seed, which fits go by.
+        `seed` draws the users that are judged, `train` is [train], which fits go by.
         """
         data = Dataset(dataset)
         ids, users = _all_users(data)
         truth, sizes = _truth(pq.read_table(pairs), ids, data.item_ids())
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(sizes))[:MOST_USERS]
-        training = data.training((), train_seed)
+        training = data.training((), train.seed, max_users=train.max_train_users)
         return cls(
-            Training(training.weights, training.ages, {}, train_seed),
+            Training(training.weights, training.ages, {}, train.seed),
             some(users, rows),
             truth[rows],
             sizes[rows],

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jobs import models
-from jobs.config import DatasetSettings, settings_class
+from jobs.config import DatasetSettings, TrainSettings, settings_class
 from jobs.models import CandidateModel
 from jobs.tuning.ground import Ground, candidates, some
 from schemas.errors import NightlistError
@@ -34,9 +34,9 @@ class Failed(NightlistError):
 class Worker:
     """The process as its starter sees it; started when it is first asked, and again after it died."""
 
-    def __init__(self, dataset: Path, pairs: Path, seed: int, train_seed: int) -> None:
+    def __init__(self, dataset: Path, pairs: Path, seed: int, train: TrainSettings) -> None:
         """As for Ground.load."""
-        self._arguments = [str(dataset), str(pairs), str(seed), str(train_seed)]
+        self._arguments = [str(dataset), str(pairs), str(seed), train.model_dump_json()]
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     _limit_memory()
-    dataset, pairs, *seeds = sys.argv[1:]
-    bench = Bench(Ground.load(Path(dataset), Path(pairs), *map(int, seeds)))
+    dataset, pairs, seed, train = sys.argv[1:]
+    bench = Bench(Ground.load(Path(dataset), Path(pairs), int(seed), TrainSettings.model_validate_json(train)))
     for line in sys.stdin:
         try:
             answer = bench.answer(json.loads(line))
