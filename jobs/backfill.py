@@ -1,16 +1,13 @@
 """The runs of past days, built and not served."""
 
-import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import click
 
 from jobs.buckets import Buckets
-from jobs.commands.options import as_day, config_option, json_option, reporting, set_option
+from jobs.commands.options import as_day, config_option, interruptible, json_option, reporting, set_option
 from jobs.config import RootSettings, load_settings
 from jobs.identity import Identity, identify
 from jobs.inputs import Inputs
@@ -112,27 +109,6 @@ def days_between(first: date, last: date) -> list[date]:
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C is an end like others: the summary is printed, and the exit code is what shells make of it.
-
-    To be entered after Spark is up: its handler calls Spark from within a call to Spark, and tells at length that it can't.
-    """
-    before = signal.signal(signal.SIGINT, _interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Unfinished("interrupted; finished days stay, and the same command goes on from there", 130) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-        logging.disable(logging.NOTSET)
-
-
-def _interrupt(*_: object) -> None:
-    logging.disable(logging.CRITICAL)  # py4j logs a traceback of every call that it was torn from
-    raise KeyboardInterrupt
-
-
 @click.command()
 @config_option
 @click.option("--from", "first", required=True, type=as_day, help="The oldest day to build (UTC).")
@@ -161,7 +137,7 @@ def backfill(
     with reporting(Backfilled(), as_json) as report:
         settings = load_settings(config, overrides)
         session(settings.spark)
-        with interruptible():
+        with interruptible(Unfinished("interrupted; finished days stay, and the same command goes on from there", 130)):
             if dry_run:
                 plan(settings, days, report)
             else:

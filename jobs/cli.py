@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": ("jobs.commands.runs", "Show the runs: states, ages, rows and sizes."),
     "rollback": ("jobs.commands.rollback", "Serve an earlier run again, and mark the live one BAD."),
     "evaluate": ("jobs.commands.evaluate", "Measure models on a train and a test file."),
+    "tune": ("jobs.commands.tune", "Find good settings for the models and their blend."),
     "serve": ("jobs.commands.serve", "Start the lookup API."),
     "keys": ("jobs.commands.keys", "Make, show and revoke API keys of the lookup API."),
     "doctor": ("jobs.commands.doctor", "Check Python, Java, Spark, the store and permissions."),

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
 from jobs import models
+from jobs.search import Between, OneOf
 from schemas.errors import ConfigError
 from schemas.settings import (
     SECRET,
@@ -92,9 +93,9 @@ class TableSettings(Section):
 class DatasetSettings(Section):
     """Stage 2: from events to one weight a (user, item) pair."""
 
-    scale: Literal["linear", "log"] = "log"
+    scale: Annotated[Literal["linear", "log"], OneOf(("linear", "log"))] = "log"
     """A pair's weight r: the sum w of its events' weights (linear), or ln(1 + w) (log)."""
-    half_life_days: float = Field(30.0, ge=0)
+    half_life_days: Annotated[float, OneOf((0.0, 7.0, 14.0, 30.0, 60.0, 120.0, 365.0))] = Field(30.0, ge=0)
     """r halves with every such stretch since the pair's latest event; 0: no decay."""
     impressions_seen: bool = False
     """Whether an impression alone makes an item seen, so that it is not recommended."""
@@ -126,9 +127,12 @@ class RankSettings(Section):
 
     weights: dict[str, float] = {"als": 1.0, "als_spark": 1.0, "popular": 1.0, "similar": 0.75}
     """Weight of each candidate model in the blend; a model that is not named counts 0."""
-    smoothing: float = Field(10.0, ge=0)
+    method: Annotated[Literal["ranks", "scores"], OneOf(("ranks", "scores"))] = "ranks"
+    """What a place in a model's list is worth: by its rank, weight / (smoothing + rank), or by its score, as a share of the
+    way from the list's last score to its first."""
+    smoothing: Annotated[float, Between(1, 100)] = Field(10.0, ge=0)
     """The k of reciprocal rank fusion, weight / (k + rank): the larger, the less the first places stand out."""
-    short_history: float = Field(5.0, ge=0)
+    short_history: Annotated[float, OneOf((0.0, 1.0, 2.0, 5.0, 10.0, 20.0))] = Field(5.0, ge=0)
     """With h items in the history, models other than `popular` count h / (h + short_history): taste has to show first."""
 
 

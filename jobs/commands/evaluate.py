@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -34,17 +35,16 @@ def measure(train: Path, test: Path, settings: RootSettings, progress: Progress)
     Raises InputError when a file can't be read or lacks a column.
     """
     spark = session(settings.spark)
-    known, asked = _events(spark, train), _events(spark, test)
-    settings, day = _for_files(settings, known)
+    known, asked = events_of(spark, train), events_of(spark, test)
+    settings, day = for_files(settings, known)
     with tempfile.TemporaryDirectory(prefix="nightlist-") as folder:
         run = RunFolder(Path(folder), "evaluate", progress)
         buckets = Buckets(spark, run.digest, settings.dataset.parts, progress)
-        cleaned = run.stage("events", events.clean, known, settings.events, day)
-        kept = spark.read.parquet(str(cleaned / events.KEPT))
+        kept = cleaned(run, known, settings, day)
         lists = recommend(run, buckets, kept, Inputs(known, None, None, None), settings, day)
-        pairs = _pairs(asked).join(_pairs(known), [USER_ID, ITEM_ID], "left_anti").orderBy(USER_ID, ITEM_ID)
+        pairs = new_pairs(known, asked)
         seconds = {f"{name}_seconds": record.seconds for name in ("train", "retrieve") if (record := run.record(name))}
-        return score(run.folder, lists, pairs.toArrow(), settings) | seconds
+        return score(run.folder, lists, pairs, settings) | seconds
 
 
 def choose(settings: RootSettings, model: str | None, k: int) -> RootSettings:
@@ -68,14 +68,27 @@ def choose(settings: RootSettings, model: str | None, k: int) -> RootSettings:
     )
 
 
-def _events(spark: SparkSession, path: Path) -> RawTable:
+def cleaned(run: RunFolder, known: RawTable, settings: RootSettings, day: date) -> DataFrame:
+    """Stage 1 in the run's folder."""
+    return known.frame.sparkSession.read.parquet(
+        str(run.stage("events", events.clean, known, settings.events, day) / events.KEPT)
+    )
+
+
+def new_pairs(known: RawTable, asked: RawTable) -> pa.Table:
+    """The distinct (user_id, item_id) of `asked` that `known` does not have, sorted."""
+    return _pairs(asked).join(_pairs(known), [USER_ID, ITEM_ID], "left_anti").orderBy(USER_ID, ITEM_ID).toArrow()
+
+
+def events_of(spark: SparkSession, path: Path) -> RawTable:
+    """A file of events: user_id, item_id, perhaps ts and value. Raises InputError naming the path."""
     frame = read_frame(spark, str(path), "", {}, "file")
     kept = [name for name in (USER_ID, ITEM_ID, TS, VALUE) if name in frame.columns]
     end = datetime(SOME_DAY.year, SOME_DAY.month, SOME_DAY.day, 23, 59, 59, tzinfo=UTC)
     return table_of(frame.select(*kept), EVENTS_TABLE, {}, {EVENT: "event", TS: end.strftime("%Y-%m-%d %H:%M:%S")})
 
 
-def _for_files(settings: RootSettings, known: RawTable) -> tuple[RootSettings, date]:
+def for_files(settings: RootSettings, known: RawTable) -> tuple[RootSettings, date]:
     """Settings for events that are only pairs with, perhaps, a value and a time; and the day of the latest."""
     plain = EventsSettings(default_event="event", use_value=VALUE in known.columns, min_on_day=0, earliest=date.min)
     settings = settings.model_copy(update={"events": plain})

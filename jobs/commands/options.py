@@ -1,6 +1,7 @@
 """What commands share: options, how errors end them, and the JSON line for machines."""
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -91,6 +92,27 @@ def terminable() -> Iterator[None]:
 def _terminate(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
+
+
+@contextmanager
+def interruptible(ended: NightlistError) -> Iterator[None]:
+    """Ctrl-C is an end like others: it raises `ended`, whose exit code is what shells make of it.
+
+    To be entered after Spark is up: its handler calls Spark from within a call to Spark, and tells at length that it can't.
+    """
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise ended from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        logging.disable(logging.NOTSET)
+
+
+def _interrupt(*_: object) -> None:
+    logging.disable(logging.CRITICAL)  # py4j logs a traceback of every call that it was torn from
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pyspark.ml.recommendation import ALS
     from pyspark.sql import DataFrame, SparkSession
 
+NEEDS_SPARK = True
+"""`fit` does; `nightlist tune` leaves it out."""
 CHECKPOINT = 5
 """Sweeps from one checkpoint to the next. Each adds to the lineage that every task carries: 20 overflowed Java's stack."""
 

@@ -11,6 +11,7 @@ from jobs.buckets import Buckets, read_bucket
 from jobs.candidates import Entries, rank_within
 from jobs.config import RankSettings
 from jobs.dataset import Dataset
+from jobs.models import personal
 from jobs.run import Counts
 
 
@@ -27,17 +28,15 @@ def bucket_ranked(dataset: Path, candidates: Path, settings: RankSettings | None
 
 
 def fuse(entries: Entries, history: NDArray[np.int64], settings: RankSettings) -> Entries:
-    """Weighted reciprocal rank fusion: score(u, i) = sum over models m that propose i of weight(m, u) / (k + rank(m, u, i)).
+    """score(u, i) = sum over the models m that propose i of weight(m) * trust(m, u) * standing(m, u, i).
 
-    (Cormack, Clarke, Buettcher, "Reciprocal Rank Fusion Outperforms Condorcet", SIGIR 2009, with weights.) A personal
-    model's weight grows with the user's `history` (items, one number a user). `sources` of the result are the proposing
-    models, sorted, joined by `+`; an equal score is decided by the lower item number.
+    `history`: items, one number a user. `sources` of the result are the proposing models, sorted, joined by `+`; an equal
+    score is decided by the lower item number.
     """
-    trust = history / (history + settings.short_history) if settings.short_history else np.ones(history.size)
     weights = np.array([settings.weights.get(name, 0.0) for name in entries.names])
-    personal = np.array([name != "popular" for name in entries.names])
-    parts = weights[entries.sources] * np.where(personal[entries.sources], trust[entries.row], 1.0)
-    parts = parts / (settings.smoothing + entries.ranks)
+    generic = np.array([not personal(name) for name in entries.names])
+    parts = weights[entries.sources] * np.where(generic[entries.sources], 1.0, trust(history, settings)[entries.row])
+    parts = parts * standing(entries, settings)
     order = np.lexsort((entries.sources, entries.items, entries.row))
     row, items, sources = entries.row[order], entries.items[order], entries.sources[order]
     first = np.flatnonzero(np.r_[True, (row[1:] != row[:-1]) | (items[1:] != items[:-1])][: row.size])
@@ -55,6 +54,34 @@ def fuse(entries: Entries, history: NDArray[np.int64], settings: RankSettings) -
         codes[best].astype(np.int32),
         tuple(_joined(mask, entries.names) for mask in masks),
     )
+
+
+def trust(history: NDArray[np.int64], settings: RankSettings) -> NDArray[np.float64]:
+    """How far each user's history is believed, 0 to 1: h / (h + short_history)."""
+    return history / (history + settings.short_history) if settings.short_history else np.ones(history.size)
+
+
+def standing(entries: Entries, settings: RankSettings) -> NDArray[np.float64]:
+    """How good each entry is in its own list, 0 to 1; an item that a list lacks counts 0 there.
+
+    ranks: 1 / (k + rank), reciprocal rank fusion (Cormack, Clarke, Buettcher, "Reciprocal Rank Fusion Outperforms
+    Condorcet", SIGIR 2009). scores: (s - s_last) / (s_first - s_last) over the list, so that the distances in it count
+    (CombSUM over min-max scores: Lee, "Analyses of Multiple Evidence Combination", SIGIR 1997).
+    """
+    if settings.method == "ranks":
+        return 1.0 / (settings.smoothing + entries.ranks)
+    return normalised(entries)
+
+
+def normalised(entries: Entries) -> NDArray[np.float64]:
+    """Each entry's score from 0 (its list's last) to 1 (the first); 1 in a list of equal scores."""
+    lists = entries.row * len(entries.names) + entries.sources
+    size = entries.users * len(entries.names)
+    high, low = np.full(size, -np.inf), np.full(size, np.inf)
+    np.maximum.at(high, lists, entries.scores)
+    np.minimum.at(low, lists, entries.scores)
+    spread = (high - low)[lists]
+    return np.divide(entries.scores - low[lists], spread, out=np.ones(lists.size), where=spread > 0)
 
 
 def _joined(mask: int, names: tuple[str, ...]) -> str:

@@ -1,0 +1,224 @@
+"""The blend's own settings: a weight a model, ranks or scores, smoothing, short_history; on the candidates of each model's best trial.
+
+A few parameters, judged on thousands of users. What guards against weights that only chance chose: each model alone is one of
+the tries, and a model stays only where the blend without it is worse by more than two standard errors of that difference.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, FloatDistribution
+
+from jobs.config import RankSettings
+from jobs.models import NONE, Candidates, personal
+from jobs.search import space
+from jobs.stages.rank import trust
+from jobs.tuning.ground import Ground
+from jobs.tuning.studies import Params, Study, distribution
+
+WEIGHT = "weight."
+TRIES = 200
+"""Blends that TPE proposes."""
+STEPS = (0.0, 0.5, 0.75, 1.33, 2.0)
+"""What each weight of the best blend is multiplied with at last."""
+ROUNDS = 3
+"""Rounds of such steps."""
+MERIT = 2.0
+"""Standard errors by which a model has to improve the blend: about one of them comes from choosing weights on the same users."""
+
+
+class Pool:
+    """Every item that any model proposes to a user, in ascending order of items: users x width, padded.
+
+    `ranks`: models x users x width, inf where a model does not propose the item; `scores`: the same, as shares of the way from
+    the list's last score to its first, 0 where it does not.
+    """
+
+    def __init__(self, found: Mapping[str, Candidates], ground: Ground, k: int) -> None:
+        self.names, self.k = tuple(found), k
+        self.history = np.diff(ground.users.weights.indptr)
+        every = np.concatenate([each.items for each in found.values()], axis=1)
+        items, place = _union(every)
+        shape = (len(found), *items.shape)
+        self.ranks, self.scores = np.full(shape, np.inf, np.float32), np.zeros(shape, np.float32)
+        start = 0
+        for model, each in enumerate(found.values()):
+            rows, columns = np.nonzero(each.items != NONE)
+            places = place[rows, start + columns]
+            self.ranks[model, rows, places] = columns + 1
+            self.scores[model, rows, places] = shares(each)[rows, columns]
+            start += each.items.shape[1]
+        rows = slice(0, items.shape[0])
+        discounts = 1 / np.log2(np.arange(2, k + 2))
+        self._hits = ground.hits(items, rows)
+        self._discounts, self._ideal = discounts, np.cumsum(discounts)[np.minimum(ground.sizes, k) - 1]
+
+    def gains(self, chosen: RankSettings) -> NDArray[np.float64]:
+        """NDCG@k of each user's list under these settings: what jobs.stages.rank.fuse makes of the models with a weight."""
+        total = np.zeros(self.ranks.shape[1:], np.float32)
+        proposed = np.zeros(total.shape, bool)
+        believed = trust(self.history, chosen).astype(np.float32)[:, None]
+        for model, name in enumerate(self.names):
+            weight = np.float32(chosen.weights.get(name, 0.0))
+            if weight:
+                ranks = chosen.method == "ranks"
+                worth = 1 / (np.float32(chosen.smoothing) + self.ranks[model]) if ranks else self.scores[model]
+                total += worth * (weight * believed if personal(name) else weight)
+                proposed |= np.isfinite(self.ranks[model])
+        total[~proposed] = -np.inf
+        best = _first(total, self.k)
+        hits = np.take_along_axis(self._hits & proposed, best, axis=1)
+        return (hits @ self._discounts[: hits.shape[1]]) / self._ideal
+
+
+def shares(found: Candidates) -> NDArray[np.float32]:
+    """Scores of lists as shares of the way from the last to the first, as jobs.stages.rank.normalised has it."""
+    valid = found.items != NONE
+    scores = found.scores.astype(np.float64)
+    high = np.max(scores, axis=1, initial=-np.inf, where=valid)[:, None]
+    low = np.min(scores, axis=1, initial=np.inf, where=valid)[:, None]
+    with np.errstate(invalid="ignore"):
+        return np.where(valid, np.where(high > low, (scores - low) / (high - low), 1.0), 0.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What came out: settings whose weights name the models that stay, the figure, and what each model adds to it."""
+
+    settings: RankSettings
+    value: float
+    alone: dict[str, float]
+    """NDCG@k of each model by itself."""
+    adds: dict[str, float]
+    """By how much the blend is better than without the model, of those that stay."""
+
+
+def study_of(journal_of: Callable[..., Study], names: tuple[str, ...], before: RankSettings) -> Study:
+    """The study of the blend; tries first what the configuration says, each model alone, and all alike."""
+    ranges: dict[str, BaseDistribution] = {f"{WEIGHT}{name}": FloatDistribution(0, 1) for name in names}
+    marks = space(type(before))
+    ranges |= {key: distribution(mark, getattr(before, key)) for key, mark in marks.items()}
+    rest = {key: getattr(before, key) for key in marks}
+    largest = max((before.weights.get(name, 0.0) for name in names), default=0.0) or 1.0
+    own = {f"{WEIGHT}{name}": before.weights.get(name, 0.0) / largest for name in names}
+    alike = {f"{WEIGHT}{name}": 1.0 for name in names}
+    single = [{f"{WEIGHT}{name}": float(name == only) for name in names} for only in names]
+    first = [own | rest, *(one | rest for one in single)]
+    first += [alike | rest | {"method": method} for method in ("ranks", "scores")]
+    return journal_of(ranges=ranges, first=first, most=TRIES)
+
+
+def search(pool: Pool, study: Study, before: RankSettings, go_on: Callable[[], bool]) -> Blend:
+    """The best blend that was found until `go_on` says no (each model alone is looked at in any case)."""
+    while not study.done and (go_on() or len(study.finished()) < len(study.first)):
+        _try(pool, study, before)
+    best = study.best()
+    params = dict(best.params)
+    for _ in range(ROUNDS):
+        steps = _polished(pool, study, before, params, go_on)
+        if steps == params:
+            break
+        params = steps
+    chosen = lean(pool, settings_of(params, before))
+    alone = {name: float(pool.gains(only(chosen, name)).mean()) for name in pool.names}
+    return Blend(
+        chosen, float(pool.gains(chosen).mean()), alone, {name: mean for name, (mean, _) in adds(pool, chosen).items()}
+    )
+
+
+def settings_of(params: Params, before: RankSettings) -> RankSettings:
+    """A blend's settings, the largest weight 1; a model whose weight is nothing beside that is not named."""
+    weights = {key.removeprefix(WEIGHT): value for key, value in params.items() if key.startswith(WEIGHT)}
+    largest = max(weights.values()) or 1.0
+    weights = {name: round(value / largest, 3) for name, value in weights.items()}
+    rest = {key: value for key, value in params.items() if not key.startswith(WEIGHT)}
+    rest["smoothing"] = float(f"{rest['smoothing']:.3g}")
+    return before.model_copy(update=rest | {"weights": {name: value for name, value in weights.items() if value}})
+
+
+def lean(pool: Pool, chosen: RankSettings) -> RankSettings:
+    """Without the models that add no more than chance could, the least useful first; one stays."""
+    while len(chosen.weights) > 1:
+        useful = {name: mean / (error or 1e-12) for name, (mean, error) in adds(pool, chosen).items()}
+        name = min(useful, key=useful.__getitem__)
+        if useful[name] > MERIT:
+            break
+        chosen = without(chosen, name)
+    return chosen
+
+
+def adds(pool: Pool, chosen: RankSettings) -> dict[str, tuple[float, float]]:
+    """Per model of the blend how much better the blend is with it than without, and the standard error of that."""
+    if len(chosen.weights) < 2:
+        return {}
+    whole, found = pool.gains(chosen), {}
+    for name in chosen.weights:
+        more = whole - pool.gains(without(chosen, name))
+        found[name] = float(more.mean()), float(more.std() / np.sqrt(more.size))
+    return found
+
+
+def only(chosen: RankSettings, name: str) -> RankSettings:
+    """One model by itself."""
+    return chosen.model_copy(update={"weights": {name: 1.0}, "method": "ranks"})
+
+
+def without(chosen: RankSettings, name: str) -> RankSettings:
+    """All models but this one."""
+    return chosen.model_copy(update={"weights": {each: w for each, w in chosen.weights.items() if each != name}})
+
+
+def _try(pool: Pool, study: Study, before: RankSettings, params: Params | None = None) -> float:
+    trial, params = study.ask(params)
+    chosen = settings_of(params, before)
+    value = float(pool.gains(chosen).mean()) if chosen.weights else 0.0
+    study.tell(trial, value)
+    return value
+
+
+def _polished(pool: Pool, study: Study, before: RankSettings, params: Params, go_on: Callable[[], bool]) -> Params:
+    """One round of steps from these parameters; each that helps is kept."""
+    known = {_key(each.params): each.value for each in study.finished()}
+    best = known[_key(params)]
+    for name in [key for key in params if key.startswith(WEIGHT) and params[key]]:
+        for step in STEPS:
+            tried = params | {name: params[name] * step}
+            largest = max(value for key, value in tried.items() if key.startswith(WEIGHT)) or 1.0
+            tried = {key: value / largest if key.startswith(WEIGHT) else value for key, value in tried.items()}
+            if _key(tried) not in known:
+                if not go_on():
+                    return params
+                known[_key(tried)] = _try(pool, study, before, tried)
+            if known[_key(tried)] > best:
+                params, best = tried, known[_key(tried)]
+    return params
+
+
+def _key(params: Params) -> tuple[tuple[str, object], ...]:
+    return tuple(sorted(params.items()))
+
+
+def _union(items: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Each row's distinct items, ascending, padded with NONE, and the place of each entry there."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    new = (ordered != NONE) & np.diff(ordered, axis=1, prepend=NONE).astype(bool)
+    places = np.cumsum(new, axis=1) - 1
+    union = np.full((items.shape[0], max(1, int(places.max(initial=0)) + 1)), NONE, np.int32)
+    rows, columns = np.nonzero(new)
+    union[rows, places[rows, columns]] = ordered[rows, columns]
+    place = np.empty_like(places)
+    np.put_along_axis(place, order, places, axis=1)
+    return union, place
+
+
+def _first(total: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Columns of the k largest of each row, largest first, the lower column on a tie (but for ties across the k-th place)."""
+    if total.shape[1] > k:
+        best = np.sort(np.argpartition(total, total.shape[1] - k, axis=1)[:, -k:], axis=1)
+    else:
+        best = np.broadcast_to(np.arange(total.shape[1]), total.shape)
+    order = np.argsort(-np.take_along_axis(total, best, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(best, order, axis=1)

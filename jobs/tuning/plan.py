@@ -1,0 +1,98 @@
+"""What is searched: which models, and which of their settings, over which ranges."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+
+from jobs import models
+from jobs.config import RootSettings, sections
+from jobs.search import space
+from jobs.tuning.studies import Params, distribution
+from schemas.errors import ConfigError
+
+DATASET, RANK = "dataset", "rank"
+SEGMENTS = "segments"
+"""Columns of the users table, which a training file does not have: `evaluate` does without them, too."""
+DAYS = "_days"
+"""A setting whose name ends so says nothing where pairs have no times."""
+
+
+def chosen_models(settings: RootSettings, asked: Sequence[str]) -> tuple[str, ...]:
+    """The models to tune, the one first that dataset settings are tuned with: the first of [retrieve] that is among them.
+
+    Raises ConfigError for a model that there is none of, or that can't be fitted in a process without Spark.
+    """
+    for name in asked:
+        if name not in models.names():
+            raise ConfigError(f"--models: there is no model {name!r}; known: {', '.join(models.names())}")
+        if needs_spark(name):
+            raise ConfigError(
+                f"--models: {name} is trained by Spark, minutes a trial; tune als, and see jobs/README.md"
+            )
+    names = asked or [name for name in models.names() if not needs_spark(name)]
+    first = next((name for name in settings.retrieve.models if name in names), names[0])
+    return (first, *(name for name in names if name != first))
+
+
+def needs_spark(name: str) -> bool:
+    """Whether its `fit` asks for the pairs as a Spark frame."""
+    return bool(getattr(models.module(name), "NEEDS_SPARK", False))
+
+
+def ranges(
+    settings: RootSettings, name: str, with_dataset: bool, about: Mapping[str, Any]
+) -> dict[str, BaseDistribution]:
+    """The settings to search with this model, by full name; those that data without times or weights ignores are not among them."""
+    found = _ranges(settings, name, about["times"])
+    if with_dataset:
+        more = _ranges(settings, DATASET, about["times"])
+        found |= {key: each for key, each in more.items() if key.endswith(DAYS) or about["weights"]}
+    return found
+
+
+def _ranges(settings: RootSettings, section: str, times: bool) -> dict[str, BaseDistribution]:
+    values = getattr(settings, section)
+    return {
+        f"{section}.{key}": distribution(mark, getattr(values, key))
+        for key, mark in space(type(values)).items()
+        if times or not key.endswith(DAYS)
+    }
+
+
+def first_tries(settings: RootSettings, name: str, found: Mapping[str, BaseDistribution]) -> list[Params]:
+    """The configuration's own values, then what the model's file says is worth a try (FIRST: values by setting)."""
+    own = {key: _value(settings, key) for key in found}
+    tries = [
+        {f"{name}.{key}": value for key, value in each.items()} for each in getattr(models.module(name), "FIRST", ())
+    ]
+    return [own, *(own | {key: value for key, value in each.items() if key in found} for each in tries)]
+
+
+def with_params(settings: RootSettings, params: Mapping[str, Any]) -> RootSettings:
+    """The settings with these values by full name, numbers cut to four digits."""
+    changed: dict[str, dict[str, Any]] = {}
+    for key, value in params.items():
+        section, _, name = key.partition(".")
+        changed.setdefault(section, {})[name] = float(f"{value:.4g}") if isinstance(value, float) else value
+    updates = {
+        name: type(before := getattr(settings, name)).model_validate(before.model_dump() | values)
+        for name, values in changed.items()
+    }
+    return settings.model_copy(update=updates)
+
+
+def fit_sections(settings: RootSettings, name: str) -> dict[str, dict[str, Any]]:
+    """The sections that a fit of this model depends on, as plain values."""
+    all_sections = sections(settings)
+    needed = (name, *models.requires(name, all_sections[name]))
+    found = {each: all_sections[each].model_dump(mode="json") for each in needed}
+    for values in found.values():
+        if SEGMENTS in values:
+            values[SEGMENTS] = ()
+    return found | {DATASET: settings.dataset.model_dump(mode="json")}
+
+
+def _value(settings: RootSettings, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(settings, section), name)

@@ -1,0 +1,569 @@
+"""`nightlist tune` without Spark: the split, the blend against the stage that it stands for, studies that go on, the worker."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.sparse import csr_matrix
+
+from jobs import models
+from jobs.candidates import Entries
+from jobs.config import DatasetSettings, RankSettings, TrainSettings, load_settings
+from jobs.models import NONE, Candidates, Training, Users, als
+from jobs.progress import Progress
+from jobs.search import Between, OneOf
+from jobs.stages.rank import fuse
+from jobs.tuning.blend import Pool, adds, lean, shares
+from jobs.tuning.budget import Budget
+from jobs.tuning.files import Files
+from jobs.tuning.ground import Ground, weighed
+from jobs.tuning.plan import chosen_models, fit_sections, ranges, with_params
+from jobs.tuning.split import FEWEST_ITEMS, split
+from jobs.tuning.studies import Study, distribution
+from jobs.tuning.trials import Models
+from jobs.tuning.worker import Failed, Worker
+from schemas.errors import Busy, ConfigError, InputError
+from tests.test_lists import write_dataset
+
+ITEMS = 8
+DAY_ONE = datetime(2026, 1, 1, tzinfo=UTC)
+
+pairs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), min_size=1, max_size=80)
+
+
+def table(rows: list[tuple[int, int]], days: list[float] | None = None) -> pa.Table:
+    """Events of text ids, and perhaps their times."""
+    columns: dict[str, Any] = {"user_id": [f"u{u}" for u, _ in rows], "item_id": [f"i{i}" for _, i in rows]}
+    if days is not None:
+        times = [DAY_ONE + timedelta(days=day) for day in days]
+        columns["ts"] = pa.array(times, pa.timestamp("us", "UTC"))
+    return pa.table(columns)
+
+
+def as_rows(part: pa.Table) -> list[tuple[Any, ...]]:
+    return sorted(tuple(row.values()) for row in part.to_pylist())
+
+
+class TestSplit:
+    """A training file in two."""
+
+    @given(rows=pairs, seed=st.integers(0, 3))
+    def test_without_times_a_fifth_of_each_users_items_is_held_out(
+        self, rows: list[tuple[int, int]], seed: int
+    ) -> None:
+        """Of users with five items and more, rounded down; nobody else's; every row is in one part, a pair's rows in the same."""
+        sizes = {user: len({item for u, item in rows if u == user}) for user, _ in rows}
+        if max(sizes.values()) < FEWEST_ITEMS:
+            with pytest.raises(InputError, match="5 items"):
+                split(table(rows), seed)
+            return
+        parts = split(table(rows), seed)
+        held = set(as_rows(parts.valid))
+
+        assert sorted(as_rows(parts.train) + as_rows(parts.valid)) == as_rows(table(rows))
+        assert not held & set(as_rows(parts.train))
+        for user, size in sizes.items():
+            expected = size // 5
+            assert len({item for u, item in held if u == f"u{user}"}) == expected
+
+    @given(rows=pairs.map(lambda rows: [*rows, *((0, i) for i in range(FEWEST_ITEMS))]), data=st.data())
+    def test_the_order_of_rows_does_not_matter(self, rows: list[tuple[int, int]], data: st.DataObject) -> None:
+        """Shuffled rows give the same files; another seed holds out something else of the same size."""
+        shuffled = data.draw(st.permutations(rows))
+
+        assert split(table(rows), 7)[:2] == split(table(shuffled), 7)[:2]
+
+    def test_another_seed_holds_out_other_items(self) -> None:
+        rows = [(u, i) for u in range(6) for i in range(20)]
+
+        assert as_rows(split(table(rows), 1).valid) != as_rows(split(table(rows), 2).valid)
+
+    @given(st.lists(st.floats(0, 40), min_size=30, max_size=60))
+    def test_with_times_the_latest_stretch_is_held_out(self, days: list[float]) -> None:
+        """Nothing held out is older than what is left to train on, and it is some tenth of the rows, from midnight on."""
+        days = [*days, *range(10)]
+        rows = [(n % 3, n) for n in range(len(days))]
+        parts = split(table(rows, days), 7)
+
+        assert parts.by_time
+        assert sorted(as_rows(parts.train) + as_rows(parts.valid)) == as_rows(table(rows, days))
+        newest, oldest = max(parts.train["ts"].to_pylist()), min(parts.valid["ts"].to_pylist())
+        assert newest < oldest
+        assert 0.1 * len(days) - 1 <= parts.valid.num_rows <= 0.5 * len(days)
+
+    def test_times_that_tell_nothing_are_not_gone_by(self) -> None:
+        """One time for all, and times of the first nine of a hundred rows, are no order of events."""
+        rows = [(0, i) for i in range(100)]
+        for times in ([0.0] * 100, [*range(9), *[0.0] * 91]):
+            assert not split(table(rows, times), 7).by_time
+        assert split(table(rows, [float(n) for n in range(100)]), 7).by_time
+
+
+def entries_of(found: dict[str, Candidates]) -> Entries:
+    """As jobs.stages.retrieve.merge makes them."""
+    rows = []
+    for code, each in enumerate(found.values()):
+        for user, column in zip(*np.nonzero(each.items != NONE), strict=True):
+            rows.append((user, code, column + 1, each.items[user, column], each.scores[user, column]))
+    rows.sort(key=lambda row: row[:3])
+    row, codes, ranks, items, scores = (
+        (np.array(each) for each in zip(*rows, strict=True)) if rows else [np.empty(0, int)] * 5
+    )
+    users = next(iter(found.values())).items.shape[0]
+    kinds = np.intp, np.int32, np.float32, np.int32, np.int32
+    arrays = (each.astype(kind) for each, kind in zip((row, items, scores, ranks, codes), kinds, strict=True))
+    return Entries(users, *arrays, tuple(found))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[dict[str, Candidates], Ground]:
+    """Three models' candidates of three users, with scores that all differ, and what was held out."""
+    found = {}
+    for name in ("als", "popular", "similar"):
+        items, scores = np.full((3, 4), NONE, np.int32), np.full((3, 4), -np.inf, np.float32)
+        for user in range(3):
+            listed = draw(st.lists(st.integers(0, ITEMS - 1), unique=True, max_size=4))
+            level = sorted(
+                draw(st.lists(st.integers(-50, 50), unique=True, min_size=len(listed), max_size=len(listed)))
+            )
+            items[user, : len(listed)], scores[user, : len(listed)] = listed, level[::-1]
+        found[name] = Candidates(items, scores)
+    held = [draw(st.lists(st.integers(0, ITEMS - 1), unique=True, min_size=1, max_size=3)) for _ in range(3)]
+    histories = [draw(st.lists(st.integers(0, ITEMS - 1), unique=True, max_size=6)) for _ in range(3)]
+    return found, ground(held, histories)
+
+
+def binary(rows: list[list[int]]) -> csr_matrix:
+    dense = np.zeros((len(rows), ITEMS), np.float32)
+    for row, items in enumerate(rows):
+        dense[row, items] = 1
+    return csr_matrix(dense)
+
+
+def ground(held: list[list[int]], histories: list[list[int]]) -> Ground:
+    weights = binary(histories)
+    users = Users(weights, weights, weights, np.ones(ITEMS, bool))
+    sizes = np.array([len(items) for items in held])
+    return Ground(Training(weights, weights, {}, 7), users, binary(held), sizes, len(held))
+
+
+def ndcg(listed: list[int], held: list[int], k: int) -> float:
+    found = sum(1 / np.log2(place + 2) for place, item in enumerate(listed[:k]) if item in held)
+    return float(found / sum(1 / np.log2(place + 2) for place in range(min(k, len(held)))))
+
+
+class TestBlend:
+    """The blend as the search judges it is the blend as the night makes it."""
+
+    @given(
+        world=worlds(),
+        weights=st.dictionaries(
+            st.sampled_from(["als", "popular", "similar"]), st.sampled_from([0.31, 0.57, 1.0]), min_size=1
+        ),
+        method=st.sampled_from(["ranks", "scores"]),
+        short_history=st.sampled_from([0.0, 5.0]),
+    )
+    def test_it_judges_what_the_stage_makes(
+        self, world: tuple[dict[str, Candidates], Ground], weights: dict[str, float], method: str, short_history: float
+    ) -> None:
+        """Each user's NDCG equals that of the list by jobs.stages.rank.fuse over the models that have a weight."""
+        found, known = world
+        chosen = RankSettings(weights=weights, method=method, smoothing=7.3, short_history=short_history)
+        fused = fuse(entries_of({name: found[name] for name in weights}), np.diff(known.users.weights.indptr), chosen)
+        held = [known.truth[user].indices.tolist() for user in range(3)]
+        expected = [ndcg(fused.items[fused.row == user].tolist(), held[user], ITEMS) for user in range(3)]
+        actual = Pool(found, known, ITEMS).gains(chosen)
+
+        assert pytest.approx(expected, abs=1e-6) == actual.tolist()
+
+    def test_shares_go_from_the_last_to_the_first(self) -> None:
+        """By hand; a list of one, and one of equal scores, counts 1."""
+        items = np.array([[1, 2, 3], [4, NONE, NONE], [5, 6, NONE]], np.int32)
+        scores = np.array([[6, 3, 2], [9, -np.inf, -np.inf], [4, 4, -np.inf]], np.float32)
+
+        assert shares(Candidates(items, scores)).tolist() == [[1, 0.25, 0], [1, 0, 0], [1, 1, 0]]
+
+    def test_a_model_that_adds_nothing_goes(self) -> None:
+        """One that proposes what nobody wanted is dropped, one that finds what the other can't stays."""
+        users = 40
+        held, histories = [[u % 4, 4 + u % 3] for u in range(users)], [[7]] * users
+        good = Candidates(np.array([[u % 4] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
+        other = Candidates(np.array([[4 + u % 3] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
+        noise = Candidates(np.array([[(u + 1) % 4] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
+        pool = Pool({"als": good, "popular": other, "similar": noise}, ground(held, histories), 2)
+        chosen = RankSettings(weights={"als": 1.0, "popular": 0.9, "similar": 0.1}, short_history=0)
+
+        assert set(lean(pool, chosen).weights) == {"als", "popular"}
+        assert adds(pool, lean(pool, chosen))["popular"][0] > 0.2
+
+
+class TestGround:
+    """What trials are fitted and judged on."""
+
+    @given(
+        st.lists(st.lists(st.integers(0, ITEMS - 1), unique=True, max_size=6), min_size=2, max_size=2),
+        st.integers(1, 4),
+    )
+    def test_gains_are_the_ndcg_of_the_metrics(self, lists: list[list[int]], k: int) -> None:
+        held = [[0, 1, 2], [3]]
+        items = np.full((2, 6), NONE, np.int32)
+        for row, listed in enumerate(lists):
+            items[row, : len(listed)] = listed
+        found = ground(held, [[], []]).gains(items, slice(0, 2), k)
+
+        assert (
+            pytest.approx([ndcg(listed, wanted, k) for listed, wanted in zip(lists, held, strict=True)])
+            == found.tolist()
+        )
+
+    def test_users_and_items_that_training_lacks(self, tmp_path: Path) -> None:
+        """A user without a row is not judged; an item without a number can't be found, and counts among those to find."""
+        data = write_dataset(tmp_path / "dataset", [[("a", [0, 1]), ("b", [2])]], [True] * 3)
+        held = pa.table({"user_id": ["a", "a", "stranger"], "item_id": ["i002", "nowhere", "i001"]})
+        pq.write_table(held, tmp_path / "pairs.parquet")
+        found = Ground.load(data, tmp_path / "pairs.parquet", 7, TrainSettings())
+
+        assert (found.sizes.tolist(), found.everybody) == ([2], 2)
+        assert found.truth.indices.tolist() == [2]
+
+    @given(
+        r=st.lists(st.floats(0.001, 1000), min_size=1, max_size=5),
+        age=st.floats(0, 20_000),
+        scale=st.sampled_from(["linear", "log"]),
+        half_life=st.sampled_from([0.0, 7.0, 30.0]),
+    )
+    def test_weights_are_scaled_and_decayed(self, r: list[float], age: float, scale: str, half_life: float) -> None:
+        """By the formula of [dataset], and never down to "not seen"."""
+        matrix = csr_matrix(np.array([r], np.float32))
+        ages = csr_matrix((np.full(len(r), age, np.float32), matrix.indices, matrix.indptr), matrix.shape)
+        found = weighed(matrix, ages, DatasetSettings(scale=scale, half_life_days=half_life)).data
+        level = np.log1p(matrix.data.astype(float)) if scale == "log" else matrix.data.astype(float)
+        decay = 0.5 ** (age / half_life) if half_life else 1.0
+
+        assert (found > 0).all()
+        assert np.allclose(found, np.maximum(level * decay, 1e-30), rtol=1e-3)
+
+
+RANGES = {"als.factors": CategoricalDistribution((8, 16)), "als.alpha": FloatDistribution(1, 100, log=True)}
+OWN = {"als.factors": 8, "als.alpha": 10.0}
+
+
+def tried(study: Study, times: int) -> list[dict[str, Any]]:
+    """Parameters of so many trials, judged by their alpha alone."""
+    for _ in range(times):
+        trial, params = study.ask()
+        study.tell(trial, -abs(params["als.alpha"] - 40))
+    return [trial.params for trial in study.finished()]
+
+
+class TestStudies:
+    """Optuna's studies as the search uses them."""
+
+    def test_the_configuration_comes_first_then_what_the_model_proposes(self, tmp_path: Path) -> None:
+        first = [OWN, {"als.factors": 16, "als.alpha": 1.0}]
+        found = tried(Study(tmp_path / "journal", "als", RANGES, first, 7), 4)
+
+        assert found[:2] == first
+        assert len({str(params) for params in found}) == 4
+
+    def test_a_seed_decides_what_is_tried(self, tmp_path: Path) -> None:
+        runs = [tried(Study(tmp_path / f"{n}", "als", RANGES, [OWN], seed), 16) for n, seed in enumerate((7, 7, 8))]
+
+        assert runs[0] == runs[1] != runs[2]
+
+    def test_a_search_goes_on_as_it_would_have(self, tmp_path: Path) -> None:
+        """Opened anew after every few trials, one of them left running by who was killed, it tries the same."""
+        whole = tried(Study(tmp_path / "whole", "als", RANGES, [OWN], 7), 16)
+        for _ in range(4):
+            found = tried(Study(tmp_path / "parts", "als", RANGES, [OWN], 7), 4)
+            Study(tmp_path / "parts", "als", RANGES, [OWN], 7).ask()
+
+        assert whole == found
+
+    def test_few_combinations_are_all_tried_once(self, tmp_path: Path) -> None:
+        ranges = {"a": CategoricalDistribution((1, 2, 3)), "b": CategoricalDistribution(("x", "y"))}
+        study = Study(tmp_path / "journal", "m", ranges, [{"a": 2, "b": "y"}], 7)
+        while not study.done:
+            study.tell(study.ask()[0], 0.0)
+
+        assert study.finished()[0].params == {"a": 2, "b": "y"}
+        assert {(trial.params["a"], trial.params["b"]) for trial in study.finished()} == {
+            (a, b) for a in (1, 2, 3) for b in "xy"
+        }
+        assert len(study.finished()) == 6
+
+    def test_ranges_hold_the_configurations_value(self) -> None:
+        """Also where it lies outside of what the annotation says; whole settings stay whole."""
+        assert distribution(Between(1, 100), 500.0) == FloatDistribution(1, 500, log=True)
+        assert distribution(Between(1, 100), 20) == IntDistribution(1, 100, log=True)
+        assert distribution(Between(0, 1), 0.5) == FloatDistribution(0, 1)
+        assert distribution(OneOf((1, 2)), 5) == CategoricalDistribution((1, 2, 5))
+
+
+class TestPlan:
+    """Which models and which settings are searched."""
+
+    def test_every_model_is_found_but_those_that_need_spark(self) -> None:
+        """The first of [retrieve] comes first: the dataset's settings are tuned with it."""
+        found = chosen_models(load_settings(None), ())
+
+        assert set(found) == set(models.names()) - {"als_spark"}
+        assert found[0] == "als"
+        assert chosen_models(load_settings(None), ("popular", "similar")) == ("popular", "similar")
+
+    def test_every_annotated_setting_is_searched(self) -> None:
+        """Those of days, and the dataset's, only where the data makes a difference of them."""
+        settings, none = load_settings(None), {"times": False, "weights": False}
+        assert {"als.factors", "als.alpha", "als.regularization"} <= set(ranges(settings, "als", True, none))
+        assert not any(key.startswith("dataset.") for key in ranges(settings, "als", True, none))
+        assert "dataset.half_life_days" in ranges(settings, "als", True, none | {"times": True})
+        assert "dataset.scale" in ranges(settings, "als", True, none | {"weights": True})
+        assert "dataset.scale" not in ranges(settings, "als", False, none | {"weights": True})
+
+    def test_values_are_set_by_their_full_name(self) -> None:
+        """Numbers are cut to four digits, and go through the section's own checks."""
+        found = with_params(load_settings(None), {"als.factors": 256, "als.alpha": 1.23456, "dataset.scale": "linear"})
+
+        assert (found.als.factors, found.als.alpha, found.dataset.scale) == (256, 1.235, "linear")
+        assert found.als.regularization == load_settings(None).als.regularization
+        with pytest.raises(ValueError, match="greater than 0"):
+            with_params(load_settings(None), {"als.alpha": -1.0})
+
+    def test_a_fit_goes_without_the_users_table(self) -> None:
+        """A training file has no segments; the file that is written keeps them."""
+        settings = load_settings(None, ['popular.segments=["country"]'])
+
+        assert fit_sections(settings, "popular")["popular"]["segments"] == ()
+        assert settings.popular.segments == ("country",)
+
+    @pytest.mark.parametrize(("name", "message"), [("svd", "no model 'svd'; known: als"), ("als_spark", "by Spark")])
+    def test_models_that_cannot_be_tuned_are_refused(self, name: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            chosen_models(load_settings(None), (name,))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> tuple[Path, Path]:
+    """A dataset of twelve users who like items of their own parity, and one item of each held out."""
+    users = [(f"u{u:02d}", [i for i in range(u % 2, 12, 2) if i != u]) for u in range(12)]
+    data = write_dataset(tmp_path / "dataset", [users[:6], users[6:]], [True] * 12)
+    held = pa.table({"user_id": [user for user, _ in users], "item_id": [f"i{u:03d}" for u in range(12)]})
+    pq.write_table(held, tmp_path / "pairs.parquet")
+    return data, tmp_path / "pairs.parquet"
+
+
+@pytest.fixture
+def worker(site: tuple[Path, Path]) -> Iterator[Worker]:
+    found = Worker(*site, 3, TrainSettings())
+    yield found
+    found.end()
+
+
+SMALL = {"als.factors": 8, "als.regularization": 0.1, "dataset.half_life_days": 0.0, "dataset.scale": "linear"}
+
+
+def fit(name: str = "als", **values: Any) -> dict[str, Any]:
+    settings = with_params(load_settings(None), SMALL | values)
+    return {"do": "fit", "with": {"name": name, "sections": fit_sections(settings, name)}}
+
+
+class TestWorker:
+    """The process in which models are fitted and judged."""
+
+    def test_it_fits_judges_and_writes_lists(self, site: tuple[Path, Path], worker: Worker, tmp_path: Path) -> None:
+        """Part by part what the model gives that is fitted here, and its lists."""
+        about = worker.ask({"do": "about", "with": {}}, 60)
+        worker.ask(fit(), 60)
+        halves = [
+            worker.ask({"do": "judge", "with": {"start": a, "stop": b, "k": 1}}, 60) for a, b in ((0, 5), (5, 12))
+        ]
+        worker.ask({"do": "lists", "with": {"n": 3, "path": str(tmp_path / "lists.npz")}}, 60)
+        here = Ground.load(*site, 3, TrainSettings())
+        expected = als.Model.fit(here.training, with_params(load_settings(None), SMALL).als).candidates(here.users, 3)
+        with np.load(tmp_path / "lists.npz") as found:
+            assert found["items"].tolist() == expected.items.tolist()
+            assert found["scores"].tolist() == expected.scores.tolist()
+
+        assert (about["users"], about["items"], about["pairs"], about["times"]) == (12, 12, 60, False)
+        assert pytest.approx(
+            [here.gains(expected.items[rows], rows, 1).sum() for rows in (slice(0, 5), slice(5, 12))]
+        ) == [half["sum"] for half in halves]
+        assert sum(half["sum"] for half in halves) > 8, "of 12 whose one item comes first"
+
+    def test_an_error_is_an_answer(self, worker: Worker) -> None:
+        """It says what went wrong, and answers the next question."""
+        with pytest.raises(Failed, match="TypeError"):
+            worker.ask({"do": "judge", "with": {}}, 60)
+        assert worker.ask({"do": "about", "with": {}}, 60)["users"] == 12
+
+    def test_too_much_memory_is_an_answer_too(self, worker: Worker) -> None:
+        """Factors that no machine holds end the trial, not the search."""
+        with pytest.raises(Failed, match="memory"):
+            worker.ask(fit(**{"als.factors": 2_000_000_000}), 60)
+        assert worker.ask(fit(), 60)
+
+    def test_who_takes_too_long_is_ended(self, worker: Worker) -> None:
+        """A fit for hours is stopped when its time is over, and the next question starts a new process."""
+        with pytest.raises(Failed, match="ended after 2 s"):
+            worker.ask(fit(**{"als.iterations": 100_000_000}), 2)
+        assert worker.ask({"do": "about", "with": {}}, 60)["users"] == 12
+
+    def test_one_that_was_killed_is_said_to_be_dead(self, worker: Worker) -> None:
+        worker.ask({"do": "about", "with": {}}, 60)
+        worker._process.kill()
+        worker._process.wait()
+        with pytest.raises(Failed, match="died"):
+            worker.ask({"do": "about", "with": {}}, 60)
+        assert worker.ask({"do": "about", "with": {}}, 60)["users"] == 12
+
+    def test_it_ends_with_who_started_it(self, site: tuple[Path, Path]) -> None:
+        """Also where that was killed while it worked."""
+        program = (
+            "import sys; from pathlib import Path; from jobs.tuning.worker import Worker; from jobs.config import TrainSettings\n"
+            "worker = Worker(Path(sys.argv[1]), Path(sys.argv[2]), 3, TrainSettings()); worker.ask({'do': 'about', 'with': {}}, 60)\n"
+            "print(worker._process.pid, flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, site)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as starter:
+            child = int(starter.stdout.readline())
+            starter.kill()
+            starter.wait()
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def searching(site: tuple[Path, Path], worker: Worker, tmp_path: Path) -> Callable[..., Models]:
+    """A search over the twelve users, with an hour."""
+
+    def begin(minutes: float = 60, names: tuple[str, ...] = ("als", "popular"), by: Worker = worker) -> Models:
+        about = {"users": 12, "everybody": 12, "times": False, "weights": False}
+        settings = with_params(load_settings(None), SMALL)
+        budget = Budget(tmp_path / "clock.json", minutes)
+        return Models(settings, names, by, budget, Progress(), tmp_path / "journal", 7, 1, about, lambda _: 0.0)
+
+    return begin
+
+
+class TestTrials:
+    """Who is tried next, and what is not."""
+
+    def test_it_ends_when_all_is_tried(self, searching: Callable[..., Models]) -> None:
+        """Each model as it is configured before anything else; the best of each is what is found; the clock is on disk."""
+        found = searching()
+        found.studies["als"].most = 4
+        found.search()
+        trials = found.studies["als"].finished()
+        begun = sorted(
+            (each.datetime_start, name) for name, study in found.studies.items() for each in study.finished()
+        )
+
+        assert [name for _, name in begun[:2]] == ["als", "popular"]
+        assert len(trials) == 4
+        assert trials[0].params["als.factors"] == SMALL["als.factors"]
+        assert found.best()["als"].value == max(trial.value for trial in trials)
+        assert found.found().als.factors == found.best()["als"].params["als.factors"]
+        assert list(found.best()) == ["als", "popular"], "better ones first"
+        assert json.loads(found.budget.path.read_text())["seconds"] > 0
+
+    def test_what_would_not_end_in_time_is_not_started(self, searching: Callable[..., Models], worker: Worker) -> None:
+        """After a trial of 100 s none of four times the factors is started in the last 10 minutes; after three of those, none at all."""
+        found = searching(minutes=10)
+        study = found.studies["als"]
+        trial, _ = study.ask()
+        trial.set_user_attr("whole", 200.0)
+        study.tell(trial, 0.5)
+        study.first[1:] = [trial.params | {"als.factors": 512, "als.alpha": float(n)} for n in (1, 2, 3)]
+        for _ in range(3):
+            found.one("als")
+
+        assert [each.user_attrs.get("why") for each in study.finished()[1:]] == ["would take too long"] * 3
+        assert study.done
+        assert worker._process is None
+
+    def test_without_time_nothing_is_begun(self, searching: Callable[..., Models], worker: Worker) -> None:
+        found = searching(minutes=1e-6)
+        found.search()
+
+        assert not found.best()
+        assert worker._process is None
+        assert found.found() == found.settings
+
+    def test_a_model_that_comes_to_nothing_is_left_out(self, searching: Callable[..., Models], tmp_path: Path) -> None:
+        """After three trials without a result, with the reason; a search that goes on knows."""
+        found = searching(by=Worker(tmp_path / "nowhere", tmp_path / "nowhere", 3, TrainSettings()))
+        for _ in range(3):
+            found.one("als")
+
+        assert "died" in found.left_out["als"]
+        assert "died" in searching().left_out["als"]
+
+    def test_equal_parameters_are_fitted_once(self, searching: Callable[..., Models], worker: Worker) -> None:
+        found = searching()
+        found.one("als")
+        found.studies["als"].first[1] = found.studies["als"].first[0]
+        worker.end()
+        found.one("als")
+
+        assert worker._process is None
+        assert [trial.value for trial in found.studies["als"].finished()] == [found.best()["als"].value] * 2
+
+
+class TestFiles:
+    """What stands beside F.toml, and who may go on with it."""
+
+    ARGUMENTS = {"train": "a", "seed": 7}
+
+    def test_the_same_arguments_go_on(self, tmp_path: Path) -> None:
+        files = Files(tmp_path / "F.toml")
+        with files.claimed(self.ARGUMENTS):
+            files.out.write_text("")
+        with files.claimed(self.ARGUMENTS):
+            pass
+
+    def test_other_arguments_are_refused_by_name(self, tmp_path: Path) -> None:
+        files = Files(tmp_path / "F.toml")
+        with files.claimed(self.ARGUMENTS):
+            pass
+        with (
+            pytest.raises(ConfigError, match=r"another seed \(7, now 8\).*another --out, or delete"),
+            files.claimed(self.ARGUMENTS | {"seed": 8}),
+        ):
+            pass
+
+    def test_somebody_elses_file_is_not_written_over(self, tmp_path: Path) -> None:
+        (tmp_path / "nightlist.toml").write_text("[als]\n")
+        with (
+            pytest.raises(ConfigError, match="exists already"),
+            Files(tmp_path / "nightlist.toml").claimed(self.ARGUMENTS),
+        ):
+            pass
+        with pytest.raises(ConfigError, match=r"ends with \.toml"), Files(tmp_path / "F").claimed(self.ARGUMENTS):
+            pass
+
+    def test_two_at_once_are_refused(self, tmp_path: Path) -> None:
+        files = Files(tmp_path / "F.toml")
+        with files.claimed(self.ARGUMENTS), pytest.raises(Busy, match="at work"), files.claimed(self.ARGUMENTS):
+            pass
+
+    def test_the_budget_counts_over_starts(self, tmp_path: Path) -> None:
+        (tmp_path / "clock.json").write_text(json.dumps({"seconds": 90}))
+        budget = Budget(tmp_path / "clock.json", 2)
+        assert 25 < budget.left <= 30
+        budget.save()
+        assert 90 <= json.loads((tmp_path / "clock.json").read_text())["seconds"] < 95
