@@ -37,7 +37,7 @@ class Entries:
         flat = {
             ITEMS: pa.array(self.items),
             SCORES: pa.array(self.scores),
-            SOURCES: names.cast(pa.string()),
+            SOURCES: names,
             RANKS: pa.array(self.ranks),
         }
         columns = {name: pa.ListArray.from_arrays(offsets, array) for name, array in flat.items()}
@@ -48,7 +48,7 @@ class Entries:
         """The entries of a table that `table` made."""
         offsets = column(table, ITEMS).offsets.to_numpy()
         row = np.repeat(np.arange(table.num_rows), np.diff(offsets))
-        names = column(table, SOURCES).flatten().dictionary_encode()
+        names = column(table, SOURCES).flatten().dictionary_encode()  # as it is, where it is one
         return cls(
             table.num_rows,
             row,
@@ -62,5 +62,6 @@ class Entries:
 
 def rank_within(row: NDArray[np.intp]) -> NDArray[np.int32]:
     """1, 2, 3, ... inside each run of equal rows; `row` is sorted."""
-    first = np.searchsorted(row, row, side="left")
-    return (np.arange(row.size) - first + 1).astype(np.int32)
+    first = np.flatnonzero(np.r_[True, row[1:] != row[:-1]][: row.size])
+    lengths = np.diff(first, append=row.size)
+    return (np.arange(row.size) - np.repeat(first, lengths) + 1).astype(np.int32)

@@ -103,7 +103,11 @@ def test_the_readmes_store_is_valid(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["lookup --rounds 1 --lists 5000 --seconds 3 --burst-seconds 1 --load-rate 200", "retrieve --rounds 1"],
+    [
+        "lookup --rounds 1 --lists 5000 --seconds 3 --burst-seconds 1 --load-rate 200",
+        "retrieve --rounds 1 --users 512 --train-users 1000 --items 3000 --mllib-users 128",
+        "train --rounds 1 --users 800 --items 400",
+    ],
 )
 def test_benchmarks_run(arguments):
     """`python -m tests.bench NAME --json` prints one JSON object last, with a ratio that counts."""

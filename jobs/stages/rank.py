@@ -11,6 +11,7 @@ from jobs.buckets import Buckets, read_bucket
 from jobs.candidates import Entries, rank_within
 from jobs.config import RankSettings
 from jobs.dataset import Dataset
+from jobs.merged import merged
 from jobs.models import personal
 from jobs.run import Counts
 
@@ -37,23 +38,14 @@ def fuse(entries: Entries, history: NDArray[np.int64], settings: RankSettings) -
     generic = np.array([not personal(name) for name in entries.names])
     parts = weights[entries.sources] * np.where(generic[entries.sources], 1.0, trust(history, settings)[entries.row])
     parts = parts * standing(entries, settings)
-    order = np.lexsort((entries.sources, entries.items, entries.row))
-    row, items, sources = entries.row[order], entries.items[order], entries.sources[order]
-    first = np.flatnonzero(np.r_[True, (row[1:] != row[:-1]) | (items[1:] != items[:-1])][: row.size])
-    scores = np.add.reduceat(parts[order], first) if first.size else np.empty(0)
-    proposers = np.bitwise_or.reduceat(1 << sources.astype(np.int64), first) if first.size else np.empty(0, np.int64)
-    row, items, scores = row[first], items[first], scores.astype(np.float32)
-    masks, codes = np.unique(proposers, return_inverse=True)
-    best = np.lexsort((items, -scores, row))
-    return Entries(
-        entries.users,
-        row[best],
-        items[best],
-        scores[best],
-        rank_within(row[best]),
-        codes[best].astype(np.int32),
-        tuple(_joined(mask, entries.names) for mask in masks),
-    )
+    starts = np.searchsorted(entries.row, np.arange(entries.users + 1))
+    size = int(entries.items.max(initial=-1)) + 1
+    items, scores, proposers, ends = merged(starts, entries.items, parts, entries.sources, size)
+    row = np.repeat(np.arange(entries.users), np.diff(ends, prepend=0))
+    masks = np.flatnonzero(np.bincount(proposers))  # as many as there are sets of models, not as there are entries
+    codes = np.searchsorted(masks, proposers).astype(np.int32)
+    names = tuple(_joined(mask, entries.names) for mask in masks)
+    return Entries(entries.users, row, items, scores, rank_within(row), codes, names)
 
 
 def trust(history: NDArray[np.int64], settings: RankSettings) -> NDArray[np.float64]:
