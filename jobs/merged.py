@@ -21,11 +21,11 @@ def merged(
 
     Returns items, sums as float32, which sources each has (bit s: source s), and where each user's end.
     """
-    return _merged(starts, items, parts, sources, size)  # type: ignore[no-any-return]  # numba has no types
+    return _merged(starts, items, parts, sources, size)
 
 
 @compiled
-def _merged(starts, items, parts, sources, size):  # type: ignore[no-untyped-def]
+def _merged(starts, items, parts, sources, size):
     sums, masks, met = np.empty(size), np.empty(size, np.int64), np.full(size, -1, np.int64)
     keys = np.empty(items.size, np.int64)
     found, scores = np.empty(items.size, np.int32), np.empty(items.size, np.float32)

@@ -40,7 +40,7 @@ def best_of_sparse_product(
 
 
 @compiled
-def _keep_best(  # type: ignore[no-untyped-def]  # numba infers types
+def _keep_best(
     left_starts,
     left_places,
     left,

@@ -187,7 +187,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @compiled
-def _blank(scores, first, rows, next_place, ends, places):  # type: ignore[no-untyped-def]  # numba infers types
+def _blank(scores, first, rows, next_place, ends, places):
     """-inf for the excluded items of this tile; each user goes on in the own list where the last tile ended."""
     width = scores.shape[1]
     for row in range(rows.size):
@@ -200,7 +200,7 @@ def _blank(scores, first, rows, next_place, ends, places):  # type: ignore[no-un
 
 
 @compiled
-def _keep_best(scores, numbers, rows, keys, floors):  # type: ignore[no-untyped-def]
+def _keep_best(scores, numbers, rows, keys, floors):
     """Put each user's scores that reach the worst of the heap in there, where they beat it.
 
     Args:
@@ -230,7 +230,7 @@ def _keep_best(scores, numbers, rows, keys, floors):  # type: ignore[no-untyped-
 
 
 @compiled
-def _offer(heap, score, number):  # type: ignore[no-untyped-def]
+def _offer(heap, score, number):
     """Take the item where it beats the worst of the heap."""
     if score != score:
         raise ValueError("scores hold NaN: the factors they come from are broken; train again")
@@ -240,7 +240,7 @@ def _offer(heap, score, number):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def replace_worst(heap, key):  # type: ignore[no-untyped-def]
+def replace_worst(heap, key):
     """The key takes the top's place in a heap whose least is on top."""
     at, child = 0, 1
     while child < heap.size:
@@ -254,7 +254,7 @@ def replace_worst(heap, key):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def key_of(score, item):  # type: ignore[no-untyped-def]
+def key_of(score, item):
     """An integer that is larger for a larger score, and for a lower item where scores are equal (-0.0 equals 0.0)."""
     bits = np.float32(score + np.float32(0.0)).view(np.int32)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -262,7 +262,7 @@ def key_of(score, item):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def score_of(key):  # type: ignore[no-untyped-def]
+def score_of(key):
     """The score in a key."""
     order = np.int32(key >> 32)
     return np.int32(order ^ ((order >> 31) & 0x7FFFFFFF)).view(np.float32)
