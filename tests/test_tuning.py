@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from jobs.models import NONE, Candidates, Training, Users, als
 from jobs.progress import Progress
 from jobs.search import Between, OneOf
 from jobs.stages.rank import fuse
-from jobs.tuning.blend import Pool, adds, lean, shares
+from jobs.tuning.blend import Pool, adds, lean, search, shares, study_of
 from jobs.tuning.budget import Budget
 from jobs.tuning.files import Files
 from jobs.tuning.ground import Ground, weighed
@@ -206,7 +207,42 @@ class TestBlend:
         chosen = RankSettings(weights={"als": 1.0, "popular": 0.9, "similar": 0.1}, short_history=0)
 
         assert set(lean(pool, chosen).weights) == {"als", "popular"}
-        assert adds(pool, lean(pool, chosen))["popular"][0] > 0.2
+        assert adds(pool, lean(pool, chosen))["popular"] > 0.2
+
+    def test_models_that_stand_in_for_each_other_do_not_all_go(self) -> None:
+        """Two that give the same lists: one goes, and the other stays with what only it can find."""
+        users = 40
+        held, histories = [[u % 4, 4 + u % 3] for u in range(users)], [[7]] * users
+        one, other = (
+            Candidates(np.array([[item(u)] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
+            for item in (lambda u: u % 4, lambda u: 4 + u % 3)
+        )
+        pool = Pool({"als": one, "similar": other, "popular": other}, ground(held, histories), 2)
+        found = lean(pool, RankSettings(weights={"als": 1.0, "similar": 0.5, "popular": 0.5}, short_history=0))
+
+        assert len(found.weights) == 2
+        assert "als" in found.weights
+        assert pool.gains(found).mean() == 1.0
+
+    def test_the_search_finds_the_blend_that_is_there(self, tmp_path: Path) -> None:
+        """Whoever is right about the first item of odd users, and who about the even ones': together they are, alone neither is.
+        It ends with its time, and even without any it looks at each model alone."""
+        users = 60
+        held, histories = [[u % 2] for u in range(users)], [[7]] * users
+        always = {name: np.array([[item, item + 3]] * users, np.int32) for name, item in (("als", 0), ("popular", 1))}
+        found = {name: Candidates(items, np.ones(items.shape, np.float32)) for name, items in always.items()}
+        pool = Pool(found, ground(held, histories), 2)
+        before = RankSettings(short_history=0)
+        for name, go_on in ("long", lambda: True), ("short", lambda: False):
+            study = study_of(partial(Study, tmp_path / name, "blend", seed=7), pool.names, before)
+            study.most = 30
+            blend = search(pool, study, before, go_on)
+
+            assert set(blend.settings.weights) == {"als", "popular"}
+            assert blend.alone == pytest.approx({"als": 0.5, "popular": 0.5})
+            assert blend.value > 0.8
+            assert min(blend.adds.values()) > 0.3
+        assert len(study.finished()) == len(study.first)
 
 
 class TestGround:
