@@ -1,7 +1,8 @@
 """The blend's own settings: a weight a model, ranks or scores, smoothing, short_history; on the candidates of each model's best trial.
 
 A few parameters, judged on thousands of users. What guards against weights that only chance chose: each model alone is one of
-the tries, and a model stays only where the blend without it is worse by more than two standard errors of that difference.
+the tries, and of blends that are as good as the best the one of fewest models is taken. What is "as good" is held against the best
+and not step by step: of models that can stand in for each other each could go, and with them all that they are good for.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from jobs.config import RankSettings
 from jobs.models import NONE, Candidates, personal
@@ -19,14 +20,14 @@ from jobs.tuning.ground import Ground
 from jobs.tuning.studies import Params, Study, distribution
 
 WEIGHT = "weight."
-TRIES = 200
+TRIES = 300
 """Blends that TPE proposes."""
 STEPS = (0.0, 0.5, 0.75, 1.33, 2.0)
-"""What each weight of the best blend is multiplied with at last."""
+"""What each weight, and the smoothing, of the best blend is multiplied with at last."""
 ROUNDS = 3
-"""Rounds of such steps."""
-MERIT = 2.0
-"""Standard errors by which a model has to improve the blend: about one of them comes from choosing weights on the same users."""
+"""Rounds of such steps, before and after models were left out."""
+FREE = 0.5
+"""Models are left out as long as the blend stays within so many standard errors of the best one: nights pay for each."""
 
 
 class Pool:
@@ -114,18 +115,12 @@ def search(pool: Pool, study: Study, before: RankSettings, go_on: Callable[[], b
     """The best blend that was found until `go_on` says no (each model alone is looked at in any case)."""
     while not study.done and (go_on() or len(study.finished()) < len(study.first)):
         _try(pool, study, before)
-    best = study.best()
-    params = dict(best.params)
-    for _ in range(ROUNDS):
-        steps = _polished(pool, study, before, params, go_on)
-        if steps == params:
-            break
-        params = steps
-    chosen = lean(pool, settings_of(params, before))
+    params = _refined(pool, study, before, dict(study.best().params), go_on)
+    kept = lean(pool, settings_of(params, before)).weights
+    params |= {f"{WEIGHT}{name}": 0.0 for name in pool.names if name not in kept}
+    chosen = settings_of(_refined(pool, study, before, params, go_on), before)
     alone = {name: float(pool.gains(only(chosen, name)).mean()) for name in pool.names}
-    return Blend(
-        chosen, float(pool.gains(chosen).mean()), alone, {name: mean for name, (mean, _) in adds(pool, chosen).items()}
-    )
+    return Blend(chosen, float(pool.gains(chosen).mean()), alone, adds(pool, chosen))
 
 
 def settings_of(params: Params, before: RankSettings) -> RankSettings:
@@ -138,26 +133,24 @@ def settings_of(params: Params, before: RankSettings) -> RankSettings:
     return before.model_copy(update=rest | {"weights": {name: value for name, value in weights.items() if value}})
 
 
-def lean(pool: Pool, chosen: RankSettings) -> RankSettings:
-    """Without the models that add no more than chance could, the least useful first; one stays."""
+def lean(pool: Pool, best: RankSettings) -> RankSettings:
+    """The best blend without the models that it can do without, the least useful first; one stays."""
+    whole, chosen = pool.gains(best), best
     while len(chosen.weights) > 1:
-        useful = {name: mean / (error or 1e-12) for name, (mean, error) in adds(pool, chosen).items()}
-        name = min(useful, key=useful.__getitem__)
-        if useful[name] > MERIT:
+        fewer = max((without(chosen, name) for name in chosen.weights), key=lambda each: pool.gains(each).mean())
+        lost = whole - pool.gains(fewer)
+        if lost.mean() > FREE * lost.std() / np.sqrt(lost.size):
             break
-        chosen = without(chosen, name)
+        chosen = fewer
     return chosen
 
 
-def adds(pool: Pool, chosen: RankSettings) -> dict[str, tuple[float, float]]:
-    """Per model of the blend how much better the blend is with it than without, and the standard error of that."""
+def adds(pool: Pool, chosen: RankSettings) -> dict[str, float]:
+    """Per model of the blend how much better the blend is with it than without."""
     if len(chosen.weights) < 2:
         return {}
-    whole, found = pool.gains(chosen), {}
-    for name in chosen.weights:
-        more = whole - pool.gains(without(chosen, name))
-        found[name] = float(more.mean()), float(more.std() / np.sqrt(more.size))
-    return found
+    whole = pool.gains(chosen).mean()
+    return {name: float(whole - pool.gains(without(chosen, name)).mean()) for name in chosen.weights}
 
 
 def only(chosen: RankSettings, name: str) -> RankSettings:
@@ -178,22 +171,38 @@ def _try(pool: Pool, study: Study, before: RankSettings, params: Params | None =
     return value
 
 
-def _polished(pool: Pool, study: Study, before: RankSettings, params: Params, go_on: Callable[[], bool]) -> Params:
-    """One round of steps from these parameters; each that helps is kept."""
+def _refined(pool: Pool, study: Study, before: RankSettings, params: Params, go_on: Callable[[], bool]) -> Params:
+    """One parameter after the other, the best of a few steps from where it stands, as long as that helps."""
     known = {_key(each.params): each.value for each in study.finished()}
-    best = known[_key(params)]
-    for name in [key for key in params if key.startswith(WEIGHT) and params[key]]:
-        for step in STEPS:
-            tried = params | {name: params[name] * step}
-            largest = max(value for key, value in tried.items() if key.startswith(WEIGHT)) or 1.0
-            tried = {key: value / largest if key.startswith(WEIGHT) else value for key, value in tried.items()}
-            if _key(tried) not in known:
-                if not go_on():
-                    return params
-                known[_key(tried)] = _try(pool, study, before, tried)
-            if known[_key(tried)] > best:
-                params, best = tried, known[_key(tried)]
+
+    def value(tried: Params) -> float:
+        if _key(tried) not in known and go_on():
+            known[_key(tried)] = _try(pool, study, before, tried)
+        return known.get(_key(tried), -1.0)
+
+    for _ in range(ROUNDS):
+        start = params
+        for key in start:
+            params = max((params, *_steps(params, key, study.ranges[key])), key=value)
+        if params == start:
+            break
     return params
+
+
+def _steps(params: Params, key: str, range_: BaseDistribution) -> list[Params]:
+    """The parameters with one of them changed a little; a weight of 0 stays. Where a weight would rise above 1, the others fall."""
+    if isinstance(range_, CategoricalDistribution):
+        return [params | {key: choice} for choice in range_.choices if choice != params[key]]
+    values = sorted({params[key] * step for step in STEPS} - {params[key]})
+    if not key.startswith(WEIGHT):
+        return [params | {key: min(max(value, range_.low), range_.high)} for value in values]
+    return [_scaled(params | {key: value}) for value in values]
+
+
+def _scaled(params: Params) -> Params:
+    """No weight above 1, their ratios as they are."""
+    largest = max(1.0, *(value for key, value in params.items() if key.startswith(WEIGHT)))
+    return {key: value / largest if key.startswith(WEIGHT) else value for key, value in params.items()}
 
 
 def _key(params: Params) -> tuple[tuple[str, object], ...]:
