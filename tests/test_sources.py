@@ -176,7 +176,12 @@ class TestSpectral:
         """Scores equal those of numpy's SVD in float64 to 1e-3, as PureSVD, as filters, and between."""
         training = some_world(users=80)
         settings = spectral.Settings(
-            factors=5, iterations=30, item_exponent=item_exponent, value_exponent=value_exponent, weight_exponent=1
+            factors=5,
+            iterations=30,
+            user_exponent=0.5,
+            item_exponent=item_exponent,
+            value_exponent=value_exponent,
+            weight_exponent=1,
         )
         model = spectral.Model.fit(training, settings)
         x = training.weights.toarray().astype(np.float64)
