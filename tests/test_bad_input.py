@@ -156,7 +156,7 @@ BAD_CONFIGURATION: dict[str, tuple[tuple[object, ...], list[str]]] = {
     ),
     "an unknown model": (
         ("--set", 'retrieve.models=["svd"]'),
-        ["retrieve.models", "'svd'", "known: als, als_spark, popular, similar"],
+        ["retrieve.models", "'svd'", "known: als, als_spark, ease, fresh, popular, segment, similar, spectral"],
     ),
     "a mapping of no column": (
         ("--set", "events.columns={ userid = 'u' }"),

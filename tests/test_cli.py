@@ -392,7 +392,7 @@ def test_times_and_values_of_the_files_count(spark: SparkSession, tmp_path: Path
 EVALUATE_ERRORS: dict[tuple[str, ...], tuple[int, str]] = {
     ("--model", "svd"): (
         2,
-        "--model 'svd': there is none of that name; known: als, als_spark, popular, similar, blend",
+        "--model 'svd': there is none of that name; known: als, als_spark, ease, fresh, popular, segment, similar, spectral, blend",
     ),
     ("--set", "als.factor=8"): (2, "unknown key als.factor"),
     ("--config", "nowhere.toml"): (2, "nowhere.toml does not exist"),
