@@ -673,9 +673,13 @@ def test_a_dropped_run_is_gone(pair: Pair) -> None:
     pair.store.drop(RUN, fence)
 
     assert (pair.state(RUN), pair.store.size(RUN)) == (None, 0)
-    for read in (pair.reader.probe, pair.reader.scan, lambda run_id: pair.reader.get(run_id, "user", "u0")):
+    for read in (
+        lambda: pair.reader.probe(RUN),
+        lambda: list(pair.reader.scan(RUN)),
+        lambda: pair.reader.get(RUN, "user", "u0"),
+    ):
         with pytest.raises(RunUnreadable, match=RUN):
-            read(RUN)
+            read()
     assert pair.reader.get(NEXT, "user", "u0") == one_list("u0", "i1", "i2")
 
 

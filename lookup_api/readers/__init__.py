@@ -45,7 +45,8 @@ class Reader(Protocol):
         """Names of some `n` parts that the run can be read in, maybe by several processes; asks nothing of the store."""
 
     def scan(self, run_id: str, part: str = "") -> Iterator[ServedList]:
-        """Every list of the run, or of one of its `parts`, in no promised order. Raises RunUnreadable."""
+        """Every list of the run, or of one of its `parts`, in no promised order. Raises RunUnreadable, at
+        the latest when the first one is asked for."""
 
     def close(self) -> None:
         """Give connections back; the reader is not used again."""
