@@ -13,7 +13,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
-from cassandra import DriverException
 from cassandra.bytesio import BytesIOReader
 from cassandra.cluster import NoHostAvailable, Session
 from cassandra.deserializers import make_deserializers
@@ -74,9 +73,7 @@ class DirectRead:
         """Send the read; `tell` gets its row, None where there is none, or an exception, of each time that it is sent."""
         values = [value.encode() for value in key]
         routed = Routed(self._keyspace, b"".join(_short_bytes(value) + b"\0" for value in values))
-        body = b"".join(
-            (self._head, struct.pack(">H", len(values)), *(struct.pack(">i", len(v)) + v for v in values))
-        )
+        body = b"".join((self._head, struct.pack(">H", len(values)), *(struct.pack(">i", len(v)) + v for v in values)))
         asked = Asked(self, body, deque(islice(self._plan(None, routed), NODES)), tell)
         if not asked.send():
             tell(NoHostAvailable("no node can be asked", {}))
@@ -144,7 +141,9 @@ def _short_bytes(value: bytes) -> bytes:
 
 
 def _error(reply: Any) -> Exception:
+    error: Exception
     if isinstance(reply, ResultMessage):
-        return DriverException("an answer of another shape than the statement was prepared with")
-    error: Exception = reply.to_exception() if hasattr(reply, "to_exception") else reply
+        error = NoHostAvailable("an answer of another shape than the statement was prepared with", {})
+    else:
+        error = reply.to_exception() if hasattr(reply, "to_exception") else reply
     return error

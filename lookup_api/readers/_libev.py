@@ -13,7 +13,9 @@ class QuickCodec(SegmentCodec):  # type: ignore[misc]  # the driver has no types
     """Segments of protocol 5 without compression. Their header is made of their length, with a checksum that the driver
     computes bit by bit, in Python: those of the last lengths are remembered, made or checked once."""
 
-    def encode_header(self, buffer: Any, payload_length: int, uncompressed_length: int, is_self_contained: bool) -> None:
+    def encode_header(
+        self, buffer: Any, payload_length: int, uncompressed_length: int, is_self_contained: bool
+    ) -> None:
         buffer.write(_written(payload_length, is_self_contained))
 
     def decode_header(self, buffer: Any) -> Any:

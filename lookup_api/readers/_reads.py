@@ -53,9 +53,7 @@ class _Sent:
         return sent
 
 
-def read_all(
-    read: Read, keys: Iterable[Key], hedge_seconds: float, until: float
-) -> tuple[dict[Key, Reply], int]:
+def read_all(read: Read, keys: Iterable[Key], hedge_seconds: float, until: float) -> tuple[dict[Key, Reply], int]:
     """The reply of each of `keys`, by `until`, a moment of `time.monotonic()`; and how many reads were hedged.
 
     The thread that asks watches the clock by itself: a timer of the driver's would wake its event loop for every read.
