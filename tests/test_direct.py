@@ -53,7 +53,7 @@ def rows(*found: tuple[bytes | None, ...], flags: int = 5, columns: int = 6) -> 
 
 class Node:
     """A node with its pool and its one connection: answers each request at once with the next of its `answers`; a bytes
-    is the body of a result, an exception one that the driver hands out, None silence."""
+    is the body of a result (with the flags of its frame: a pair), an exception one that the driver hands out, None silence."""
 
     def __init__(self, *answers: Any, full: bool = False, broken: bool = False, is_shutdown: bool = False) -> None:
         self.answers, self.full, self.broken, self.is_shutdown = list(answers), full, broken, is_shutdown
@@ -78,7 +78,10 @@ class Node:
         self.sent.append(encoder(body, stream, 5, compressor=None, allow_beta_protocol_version=False))
         answer = self.answers.pop(0)
         if isinstance(answer, bytes):
-            answer = decoder(5, {}, stream, 0, RESULT, answer, None, result_metadata)
+            answer = 0, answer
+        if isinstance(answer, tuple):
+            flags, body = answer
+            answer = decoder(5, {}, stream, flags, RESULT, body, None, result_metadata)
         if answer is not None:
             cb(answer)
 
@@ -165,11 +168,20 @@ def test_a_silent_node_is_joined_by_the_next_and_by_no_more_than_so_many() -> No
     assert told == []
 
 
-def test_an_answer_of_another_shape_is_an_error() -> None:
-    """The driver is asked then: it learns of new columns, which these tables never get."""
-    void = struct.pack(">i", 1)
+def test_an_answer_with_warnings_or_columns_is_read_too() -> None:
+    """A node may warn of anything, and tells of the columns where it thinks that they have changed."""
+    warned = struct.pack(">HH", 1, 4) + b"slow" + rows(ROW)
+    (theirs,) = ask(Node(rows(ROW)))[0]
+    text = b"\0\x0d"
+    told = b"".join(struct.pack(">H", len(part)) + part for part in (b"space", b"lists", b"kind")) + text
+    column = struct.pack(">iii", 2, 1, 1) + told + struct.pack(">i", 1) + long_bytes(b"user")
 
-    assert [type(error) for error in ask(Node(void))[0]] == [NoHostAvailable]
+    assert ask(Node((0x08, warned)))[0] == [theirs]
+    assert ask(Node(column))[0] == [("user",)]
+
+
+def test_an_answer_that_is_no_rows_is_an_error() -> None:
+    assert [type(error) for error in ask(Node(struct.pack(">i", 1)))[0]] == [NoHostAvailable]
 
 
 @given(st.integers(0, 128 * 1024 - 1), st.booleans())

@@ -19,7 +19,7 @@ from cassandra.deserializers import make_deserializers
 from cassandra.obj_parser import ListParser
 from cassandra.parsing import ParseDesc
 from cassandra.policies import ColDesc
-from cassandra.protocol import ProtocolHandler, ResultMessage
+from cassandra.protocol import ProtocolHandler
 from cassandra.query import PreparedStatement
 
 EXECUTE, RESULT = 0x0A, 0x08
@@ -85,7 +85,8 @@ class DirectRead:
         """The rows of an answer, and of any other answer what the driver makes of it."""
         if opcode == RESULT and not flags and body.startswith(self._heads):
             return _PARSER.parse_rows(BytesIOReader(body[ROWS_HEAD.size :]), self._parsing)
-        return ProtocolHandler.decode_message(version, types, stream, flags, opcode, body, expand, columns)
+        message = ProtocolHandler.decode_message(version, types, stream, flags, opcode, body, expand, columns)
+        return message.parsed_rows if getattr(message, "kind", None) == ROWS else message
 
 
 class Asked:
@@ -141,9 +142,9 @@ def _short_bytes(value: bytes) -> bytes:
 
 
 def _error(reply: Any) -> Exception:
-    error: Exception
-    if isinstance(reply, ResultMessage):
-        error = NoHostAvailable("an answer of another shape than the statement was prepared with", {})
-    else:
-        error = reply.to_exception() if hasattr(reply, "to_exception") else reply
+    error: Exception = NoHostAvailable("an answer that is neither rows nor an error", {})
+    if hasattr(reply, "to_exception"):
+        error = reply.to_exception()
+    elif isinstance(reply, Exception):
+        error = reply
     return error
