@@ -23,7 +23,7 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder, for prometheus_client and for us."""
 DRAINING = "draining"
 """The file that says so."""
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.01
 """How long what was seen of it holds."""
 KINDS = ("counter", "gauge", "histogram", "summary")
 """How the names of prometheus_client's files begin."""
