@@ -9,6 +9,7 @@ what a statement is prepared on stay the driver's, and what none of these nodes 
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -100,10 +101,11 @@ class Asked:
 
     def send(self) -> bool:
         """Send it to the next node that takes it; False where there is none."""
-        while self._nodes:
-            pool = self._read._pools.get(self._nodes.popleft())
-            if pool and not pool.is_shutdown and self._send(pool):
-                return True
+        with suppress(IndexError):  # a hedge and a failure may come at once, for the last node: one of them gets it
+            while True:
+                pool = self._read._pools.get(self._nodes.popleft())
+                if pool and not pool.is_shutdown and self._send(pool):
+                    return True
         return False
 
     def _send(self, pool: Any) -> bool:
