@@ -14,9 +14,10 @@ from itertools import islice
 from json import JSONEncoder
 from json.encoder import encode_basestring
 
-from flask import Response, request
+from flask import request
 
 from lookup_api.parameters import Query
+from lookup_api.responses import Answer
 from schemas.lists import Kind, ServedList
 from schemas.runs import Release
 
@@ -36,17 +37,17 @@ VARY = "Accept-Encoding, Authorization"
 encode = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
-def json_answer(text: str) -> Response:
+def json_answer(text: str) -> Answer:
     """JSON that is not cached."""
-    return Response(text.encode(), content_type="application/json")
+    return Answer(text.encode(), content_type="application/json")
 
 
-def list_answer(text: str, tag: str) -> Response:
+def list_answer(text: str, tag: str) -> Answer:
     """The JSON of a list, which a client may keep and ask about."""
     return _compressible(text, {"ETag": tag, **REVALIDATED})
 
 
-def lists_answer(text: str) -> Response:
+def lists_answer(text: str) -> Answer:
     """The JSON of many users' lists, which nobody keeps."""
     return _compressible(text, {})
 
@@ -64,14 +65,14 @@ class Tags:
         """The ETag of the list from `source`."""
         return f'W/"{live.run_id}-{source}-{self._end}'
 
-    def not_modified(self, live: Release, sources: Iterable[str], exists: bool = False) -> Response | None:
+    def not_modified(self, live: Release, sources: Iterable[str], exists: bool = False) -> Answer | None:
         """304 where the client has one of these lists; what it calls `*` is any list that `exists`. Else None."""
         if not self._known:
             return None
         named = {tag.strip().removeprefix("W/") for tag in self._known.split(",")}
         for tag in (self.of(live, source) for source in sources):
             if tag.removeprefix("W/") in named or (exists and "*" in named):
-                return Response(status=304, headers={"ETag": tag, "Vary": VARY, **REVALIDATED})
+                return Answer(status=304, headers={"ETag": tag, "Vary": VARY, **REVALIDATED})
         return None
 
 
@@ -97,13 +98,13 @@ def _sources(joined: str) -> str:
     return f'"sources":{encode(joined.split("+") if joined else [])}'
 
 
-def _compressible(text: str, headers: dict[str, str]) -> Response:
+def _compressible(text: str, headers: dict[str, str]) -> Answer:
     """JSON, compressed where the client takes it and it pays."""
     body = text.encode()
     headers["Vary"] = VARY
     if len(body) >= COMPRESSED_FROM and _takes_gzip():
         body, headers["Content-Encoding"] = gzip.compress(body, LEVEL, mtime=0), "gzip"
-    return Response(body, headers=headers, content_type="application/json")
+    return Answer(body, headers=headers, content_type="application/json")
 
 
 def _takes_gzip() -> bool:

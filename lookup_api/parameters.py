@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
-from flask import request
+from flask.globals import request_ctx
 
 from lookup_api.problems import ProblemError, shown
 from schemas.ids import problem_of
@@ -14,6 +15,8 @@ from schemas.settings import nearest
 
 MAX_EXCLUDED = 100
 MAX_FIELDS = MAX_EXCLUDED + 50
+SHORT = 40
+"""Bytes of a query that is remembered: all callers ask for much the same `n` and `segment`."""
 REPEATED = frozenset({"exclude"})
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "/v1/users/<id:user_id>/recommendations": ("n", "segment", "exclude"),
@@ -43,9 +46,14 @@ class Query:
 
 def read_query(default_n: int) -> Query:
     """The current request's query. Raises ProblemError."""
-    rule = request.url_rule
-    known = KNOWN[rule.rule] if rule else ()
-    fields = _fields(request.query_string, known)
+    asked = request_ctx.request
+    known = KNOWN[asked.url_rule.rule] if asked.url_rule else ()
+    read = _remembered if len(asked.query_string) <= SHORT else _read
+    return read(asked.query_string, known, default_n)
+
+
+def _read(query: bytes, known: tuple[str, ...], default_n: int) -> Query:
+    fields = _fields(query, known)
     ids = {name: an_id(name, _required(fields, name)) for name in ("user_id", "item_id") if name in known}
     return Query(
         n=_count(fields["n"][0]) if "n" in fields else default_n,
@@ -53,6 +61,9 @@ def read_query(default_n: int) -> Query:
         exclude=_excluded(fields.get("exclude", [])),
         **ids,
     )
+
+
+_remembered = lru_cache(1024)(_read)
 
 
 def an_id(name: str, value: str) -> str:

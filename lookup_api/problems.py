@@ -8,6 +8,8 @@ from urllib.parse import quote
 from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
+from lookup_api.responses import Answer
+
 MEDIA_TYPE = "application/problem+json"
 TYPES = {
     "invalid-id": (400, "The id can't be an id"),
@@ -95,4 +97,4 @@ def _answer(status: int, type_: str, title: str, detail: str, headers: Mapping[s
         type_.rpartition(":")[2] if type_ != "about:blank" else title.lower().replace(" ", "-")
     )  # for the metrics
     body = {"type": type_, "title": title, "status": status, "detail": detail, "instance": quote(request.path)}
-    return Response(json.dumps(body), status, dict(headers), content_type=MEDIA_TYPE)
+    return Answer(json.dumps(body), status, dict(headers), content_type=MEDIA_TYPE)

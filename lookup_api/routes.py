@@ -12,6 +12,7 @@ from lookup_api.openapi import document
 from lookup_api.parameters import Query, an_id, read_query
 from lookup_api.problems import ProblemError, shown, unavailable
 from lookup_api.readers import ListKey
+from lookup_api.responses import Answer
 from lookup_api.service import EXTENSION, Found, Service
 from schemas.lists import Kind
 from schemas.runs import Release
@@ -121,7 +122,7 @@ def metrics() -> Response:
     """The counters of every worker of the server."""
     service = _service()
     service.follower().first(service.until())  # a process that is only scraped follows the pointer too
-    return Response(service.metrics.render(), content_type=CONTENT_TYPE_LATEST)
+    return Answer(service.metrics.render(), content_type=CONTENT_TYPE_LATEST)
 
 
 def openapi() -> Response:

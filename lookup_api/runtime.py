@@ -5,12 +5,13 @@ how it counts, alone or with others, is settled when it is imported, so workers 
 """
 
 import logging
+import math
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
@@ -22,6 +23,8 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder, for prometheus_client and for us."""
 DRAINING = "draining"
 """The file that says so."""
+LOOK_SECONDS = 0.01
+"""How long what was seen of it holds."""
 KINDS = ("counter", "gauge", "histogram", "summary")
 """How the names of prometheus_client's files begin."""
 
@@ -56,10 +59,22 @@ def end(folder: Path) -> None:
         folder.rmdir()
 
 
-def drain_sign() -> Path | None:
-    """The file that is there once the server is about to end; None where no parent made a folder."""
-    folder = os.environ.get(VARIABLE)
-    return Path(folder) / DRAINING if folder else None
+class DrainSign:
+    """Whether the server is about to end. A request does not look for itself: so many times a second is enough."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        folder = os.environ.get(VARIABLE)
+        self._file = Path(folder) / DRAINING if folder else None
+        self._monotonic = monotonic
+        self._next = -math.inf
+        self._up = False
+
+    def is_up(self) -> bool:
+        """Never, where no parent made a folder."""
+        if self._file is not None and self._monotonic() >= self._next:
+            self._next = self._monotonic() + LOOK_SECONDS
+            self._up = self._file.exists()
+        return self._up
 
 
 def forget(folder: Path, pid: int) -> None:

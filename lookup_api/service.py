@@ -15,7 +15,7 @@ from lookup_api.metrics import Metrics
 from lookup_api.pointer import Follower
 from lookup_api.problems import ProblemError, unavailable
 from lookup_api.readers import ListKey, Reader
-from lookup_api.runtime import drain_sign
+from lookup_api.runtime import DrainSign
 from schemas.errors import RunUnreadable, StoreUnavailable
 from schemas.lists import ServedList
 from schemas.runs import Release
@@ -60,19 +60,19 @@ class Service:
         self.metrics = Metrics()
         self.access_log = AccessLog(settings.access_log, settings.log_key.get_secret_value())
         self._closed = False
-        self._drain_sign = drain_sign()
+        self._drain_sign = DrainSign()
         self._open_reader = open_reader
         self._follower: Follower | None = None
         self._pid: int | None = None
         self._lock = Lock()
-        self._slots = Semaphore(settings.in_flight)
+        self._slots = [None] * settings.in_flight  # taken and given back by single operations: a lock would cost more
         self._batches = Semaphore(self.most_batches)
         self._told_at = -math.inf
 
     @property
     def draining(self) -> bool:
         """Whether this process, or the server that it is a worker of, is about to end."""
-        return self._closed or (self._drain_sign is not None and self._drain_sign.exists())
+        return self._closed or self._drain_sign.is_up()
 
     def follower(self) -> Follower:
         """The pointer's follower, begun in this process if it was not."""
@@ -142,13 +142,15 @@ class Service:
                 atexit.register(self.close)
 
     def _lookup(self, read: Read, keys: Sequence[ListKey]) -> tuple[Release, Found]:
-        if not self._slots.acquire(blocking=False):
+        try:
+            self._slots.pop()
+        except IndexError:
             detail = f"{self.settings.in_flight} lookups are under way in this process"
-            raise unavailable("overloaded", detail, OVERLOADED_SECONDS)
+            raise unavailable("overloaded", detail, OVERLOADED_SECONDS) from None
         try:
             return self._of_one_run(read, keys, self.until())
         finally:
-            self._slots.release()
+            self._slots.append(None)
 
     def _of_one_run(self, read: Read, keys: Sequence[ListKey], until: float) -> tuple[Release, Found]:
         release = self.release()

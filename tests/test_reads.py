@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lookup_api.readers._cassandra import Connection
-from lookup_api.readers._direct import DirectConnection
-from lookup_api.readers._reads import read_all
+from lookup_api.readers._libev import DirectConnection
+from lookup_api.readers._reads import DriverRead, read_all
 from schemas.settings import CassandraSettings
 
 ROW = ("row",)
@@ -57,7 +57,8 @@ def read(nodes: dict[str, list[Step | None]], hedge: float = HEDGE) -> tuple[dic
     """The replies, how many were hedged, and the seconds it took; the nodes of each key's plan answer as scripted."""
     session = SimpleNamespace(execute_async=lambda statement, key, **_: Asked(nodes[key[0]]))
     began = time.monotonic()
-    found, hedges = read_all(session, None, [(name,) for name in nodes], "one", hedge, began + TIME)  # type: ignore[arg-type]  # scripted
+    read = DriverRead(session, None, "one")  # type: ignore[arg-type]  # scripted
+    found, hedges = read_all(read, [(name,) for name in nodes], hedge, began + TIME)
     return {key[0]: reply for key, reply in found.items()}, hedges, time.monotonic() - began
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from flask import Response, g, request
+from werkzeug.routing import Rule
 
 from lookup_api import problems
 from lookup_api.auth import keys, tokens
@@ -44,11 +45,12 @@ class Guard:
 
     def admit(self) -> None:
         """Before a view: refuse, by ProblemError, unless its policy is met. Where no route matches there is no view."""
-        if request.url_rule is None or (policy := _policy()) is PUBLIC:
+        rule = request.url_rule
+        if rule is None or (policy := _policy(rule)) is PUBLIC:
             return
         principal = _anybody() if self._open else self._principal()
         if policy is None:
-            log.error("%s declares no policy: it answers nobody", request.url_rule)
+            log.error("%s declares no policy: it answers nobody", rule)
         if policy is None or not principal.may_enter(policy):
             raise _forbidden()
         g.principal = principal
@@ -81,22 +83,23 @@ def authorize(*user_ids: str) -> None:
     A view with the policy OWN_LISTS calls it with every user_id of the request before it reads a list: what it answers
     otherwise is thrown away.
     """
-    principal: Principal = g.principal
+    here = g._get_current_object()
+    principal: Principal = here.principal
     if not all(principal.may_read(user_id) for user_id in user_ids):
         raise _forbidden()
-    g.authorized = True
+    here.authorized = True
 
 
 def review(response: Response) -> Response:
     """After a view: its answer, unless it forgot to ask whose list it may read."""
-    if _policy() is OWN_LISTS and response.status_code < 400 and not g.get("authorized"):
+    if _policy(request.url_rule) is OWN_LISTS and response.status_code < 400 and not g.get("authorized"):
         log.error("%s answered without a call of authorize: the answer is thrown away", request.url_rule)
         return problems.fault()
     return response
 
 
-def _policy() -> Policy | None:
-    return request.url_rule.policy if isinstance(request.url_rule, GuardedRule) else None
+def _policy(rule: Rule | None) -> Policy | None:
+    return rule.policy if isinstance(rule, GuardedRule) else None
 
 
 def _unauthenticated(detail: str, challenge: str) -> ProblemError:

@@ -22,6 +22,7 @@ from cassandra.cluster import (
     UnresolvableContactPoints,
 )
 from cassandra.connection import ConnectionException
+from cassandra.cython_deps import HAVE_CYTHON
 from cassandra.policies import (
     DCAwareRoundRobinPolicy,
     ExponentialReconnectionPolicy,
@@ -31,7 +32,7 @@ from cassandra.pool import Host
 from cassandra.protocol import ErrorMessage
 from cassandra.query import PreparedStatement, tuple_factory
 
-from lookup_api.readers._reads import Key, Reply, read_all
+from lookup_api.readers._reads import DriverRead, Key, Read, Reply, read_all
 from lookup_api.readers._watchdog import Watchdog
 from schemas.errors import ConfigError, StoreUnavailable
 from schemas.settings import CassandraSettings, ServeSettings
@@ -76,6 +77,7 @@ class Connection:
         self._lock = Lock()
         self._session: Session | None = None
         self._prepared: dict[str, PreparedStatement] = {}
+        self._direct: dict[PreparedStatement, tuple[Session, Read]] = {}
         self.events = dict.fromkeys(EVENTS, 0)
         self._counting = Lock()
 
@@ -147,9 +149,8 @@ class Connection:
         if until is not None and (session is None or until <= now):
             raise StoreUnavailable("no time is left to ask Cassandra" if session else "Cassandra was not reached yet")
         last = min(now + seconds, until or math.inf)
-        found, hedges = read_all(
-            session or self.session(), statement, keys, profile, serve.hedge_seconds if serve else 0, last
-        )
+        read = self._read_of(session or self.session(), statement, profile)
+        found, hedges = read_all(read, keys, serve.hedge_seconds if serve else 0, last)
         if hedges:
             self.count("hedge", hedges)
         if not all(isinstance(reply, Exception) for reply in found.values()):
@@ -163,9 +164,19 @@ class Connection:
             found = self.session().prepare(cql)
             found.is_idempotent = True
             while len(self._prepared) >= PREPARED:
-                self._prepared.pop(next(iter(self._prepared)), None)
+                self._direct.pop(self._prepared.pop(next(iter(self._prepared)), None), None)
             self._prepared[cql] = found
         return found
+
+    def _read_of(self, session: Session, statement: PreparedStatement, profile: str) -> Read:
+        """One replica is asked the short way, where the driver was built with what that takes."""
+        if profile != ONE or not HAVE_CYTHON:
+            return DriverRead(session, statement, profile)
+        made_for, read = self._direct.get(statement, (None, None))
+        if read is None or made_for is not session:
+            read = _direct_read()(session, statement, profile)
+            self._direct[statement] = session, read
+        return read
 
     def session(self) -> Session:
         """The session, shared by threads. Raises StoreUnavailable and the driver's errors."""
@@ -178,7 +189,7 @@ class Connection:
         """Give connections and threads back; the next statement would connect anew."""
         with self._lock:
             session, self._session = self._session, None
-            self._prepared = {}
+            self._prepared, self._direct = {}, {}
         if session is not None:
             session.cluster.shutdown()
 
@@ -236,11 +247,17 @@ def _cluster(settings: CassandraSettings, serve: ServeSettings | None) -> Cluste
     )
 
 
+def _direct_read() -> type[Any]:
+    from lookup_api.readers._direct import DirectRead  # can't be imported where the driver has no Cython
+
+    return DirectRead
+
+
 def _connection_class() -> type[Any]:
     """What a service connects by."""
     if DefaultConnection.__module__ != "cassandra.io.libevreactor":
         return DefaultConnection  # type: ignore[no-any-return]  # the driver has no types
-    from lookup_api.readers._direct import DirectConnection  # can't be imported where the driver has no libev
+    from lookup_api.readers._libev import DirectConnection  # can't be imported where the driver has no libev
 
     return DirectConnection
 

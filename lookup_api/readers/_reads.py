@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cassandra import OperationTimedOut
 from cassandra.cluster import Session
@@ -16,23 +16,50 @@ Reply = tuple[Any, ...] | Exception | None
 """What came of a read: its row, none, or the driver's error."""
 
 
-def read_all(
-    session: Session,
-    statement: PreparedStatement,
-    keys: Iterable[Key],
-    profile: str,
-    hedge_seconds: float,
-    until: float,
-) -> tuple[dict[Key, Reply], int]:
+class Asked(Protocol):
+    """A read that was sent."""
+
+    def send(self) -> bool:
+        """Send it to the next node of its plan, too; False where there is none."""
+
+
+class Read(Protocol):
+    """Finds one row by its key."""
+
+    def ask(self, key: Any, tell: Callable[[Reply], None]) -> Asked:
+        """Send it; `tell` is called once for each time that it is sent, maybe by another thread."""
+
+
+class DriverRead:
+    """A read by the driver as it is: with its retries, and prepared anew where a node has forgotten the statement."""
+
+    def __init__(self, session: Session, statement: PreparedStatement, profile: str) -> None:
+        self._ask = partial(session.execute_async, statement, timeout=None, execution_profile=profile)
+
+    def ask(self, key: tuple[str, ...], tell: Callable[[Reply], None]) -> Asked:
+        """See `Read`."""
+        future = self._ask(key)
+        future.add_callbacks(lambda rows: tell(next(iter(rows), None)), tell)
+        return _Sent(future)
+
+
+class _Sent:
+    def __init__(self, future: Any) -> None:
+        self._future = future
+
+    def send(self) -> bool:
+        # As the driver's own speculative execution does; False: there may be no node left.
+        sent: bool = self._future.send_request(error_no_hosts=False)
+        return sent
+
+
+def read_all(read: Read, keys: Iterable[Key], hedge_seconds: float, until: float) -> tuple[dict[Key, Reply], int]:
     """The reply of each of `keys`, by `until`, a moment of `time.monotonic()`; and how many reads were hedged.
 
     The thread that asks watches the clock by itself: a timer of the driver's would wake its event loop for every read.
     """
-    replies: SimpleQueue[tuple[Key, Any]] = SimpleQueue()
-    asked = {key: session.execute_async(statement, key, timeout=None, execution_profile=profile) for key in keys}
-    for key, future in asked.items():
-        tell = partial(_tell, replies, key)
-        future.add_callbacks(tell, tell)
+    replies: SimpleQueue[tuple[Key, Reply]] = SimpleQueue()
+    asked = {key: read.ask(key, partial(_tell, replies, key)) for key in keys}
     found: dict[Key, Reply] = {}
     open_ = dict.fromkeys(asked, 1)
     hedge_at = time.monotonic() + hedge_seconds if hedge_seconds else math.inf
@@ -44,21 +71,20 @@ def read_all(
             if hedge_at >= until:
                 break
             hedge_at = math.inf
-            for key in open_:  # as the driver's own speculative execution does: the next node of the read's plan
-                sent = asked[key].send_request(error_no_hosts=False)  # False: there is none
+            for key in open_:
+                sent = asked[key].send()
                 open_[key] += sent
                 hedges += sent
             continue
         if key in open_:
-            failed = isinstance(reply, Exception)
-            found[key] = reply if failed else next(iter(reply), None)
+            found[key] = reply
             open_[key] -= 1
-            if not (failed and open_[key]):
+            if not (isinstance(reply, Exception) and open_[key]):
                 del open_[key]
     for key in asked.keys() - found.keys():
         found[key] = OperationTimedOut({"every node that was asked": "no answer in time"})
     return found, hedges
 
 
-def _tell(replies: "SimpleQueue[tuple[Key, Any]]", key: Key, reply: Any) -> None:
+def _tell(replies: "SimpleQueue[tuple[Key, Reply]]", key: Key, reply: Reply) -> None:
     replies.put((key, reply))

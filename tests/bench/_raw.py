@@ -1,7 +1,7 @@
 """What the driver alone reads: `python -m tests.bench._raw CONFIG TABLE LISTS SECONDS`, one process with 16 threads.
 
-The same prepared statement as the service's reader, of one replica;
-the driver decodes all columns into tuples, and nothing is made of them.
+The same prepared statement as the service's reader, of one replica, by `execute`, as everybody uses the driver (the service's
+reader goes a shorter way); the driver decodes all columns into tuples, and nothing is made of them.
 """
 
 import json
