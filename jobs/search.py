@@ -25,6 +25,14 @@ class OneOf:
     values: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class Smaller:
+    """A number of items that trials get by with less of: `size` at most, since a fit takes time that grows with its `power`."""
+
+    size: int
+    power: float
+
+
 def space(settings: type[Section]) -> dict[str, Between | OneOf]:
     """The settings of a section that are worth a search, in the order in which they stand there."""
     found = {}
@@ -33,3 +41,9 @@ def space(settings: type[Section]) -> dict[str, Between | OneOf]:
             if isinstance(mark, Between | OneOf):
                 found[name] = mark
     return found
+
+
+def smaller(settings: type[Section]) -> dict[str, Smaller]:
+    """The settings of a section that trials cut down."""
+    fields = settings.model_fields.items()
+    return {name: mark for name, field in fields for mark in field.metadata if isinstance(mark, Smaller)}

@@ -66,8 +66,10 @@ class TestInverse:
             _inverse.invert(wrong)
 
 
-def reference_ease(training: Training, settings: ease.Settings) -> NDArray[np.float64]:
-    """B of EASE by numpy's inverse in float64."""
+def reference_ease(
+    training: Training, settings: ease.Settings, items: NDArray[np.int32] | None = None
+) -> NDArray[np.float64]:
+    """B of EASE by numpy's inverse in float64, of some of the items under the penalty that they have among all."""
     r = training.weights.toarray().astype(np.float64)
     n, lengths = (r > 0).sum(axis=0), (r > 0).sum(axis=1)
     x = np.where(r > 0, r**settings.weight_exponent, 0) / lengths[:, None] ** settings.user_exponent
@@ -75,7 +77,8 @@ def reference_ease(training: Training, settings: ease.Settings) -> NDArray[np.fl
     g = x.T @ x
     p = settings.dropout
     penalty = settings.regularization * (n / n.mean()) ** settings.frequency_exponent + p / (1 - p) * np.diag(g)
-    inverse = np.linalg.inv(g + np.diag(penalty))
+    kept = slice(None) if items is None else items
+    inverse = np.linalg.inv((g + np.diag(penalty))[kept][:, kept])
     between = inverse / -np.diag(inverse)
     np.fill_diagonal(between, 0)
     return between
@@ -151,6 +154,14 @@ class TestEase:
         assert sorted(listed(found, 0)) == [1, 2]
         assert listed(found, 1) == []
         assert counts["ease_items_left_out"] == 1
+
+    def test_lambda_means_the_same_for_a_part_of_the_items(self) -> None:
+        """200 of 300 items have the closed form's weights under the penalties that they have among all: `tune` tries it on a part."""
+        settings = ease.Settings(regularization=5, frequency_exponent=0.8, user_exponent=0.4, max_items=200)
+        training = some_world(items=300, users=400)
+        found = ease.Model.fit(training, settings)
+
+        assert_allclose(found.between, reference_ease(training, settings, found.items), atol=1e-4)
 
     def test_a_hopeless_regularization_is_named(self) -> None:
         """Where lambda is too small for float32 the error names the setting to change."""

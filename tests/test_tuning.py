@@ -26,11 +26,11 @@ from jobs.models import NONE, Candidates, Training, Users, als
 from jobs.progress import Progress
 from jobs.search import Between, OneOf
 from jobs.stages.rank import fuse
-from jobs.tuning.blend import Pool, adds, lean, search, shares, study_of
+from jobs.tuning.blend import Pool, adds, distances, lean, search, settings_of, shares, study_of
 from jobs.tuning.budget import Budget
 from jobs.tuning.files import Files
 from jobs.tuning.ground import Ground, weighed
-from jobs.tuning.plan import chosen_models, fit_sections, ranges, with_params
+from jobs.tuning.plan import Whole, chosen_models, fit_sections, for_good, for_trial, ranges, with_params
 from jobs.tuning.split import FEWEST_ITEMS, split
 from jobs.tuning.studies import Study, distribution
 from jobs.tuning.trials import Models
@@ -171,9 +171,9 @@ class TestBlend:
     @given(
         world=worlds(),
         weights=st.dictionaries(
-            st.sampled_from(["als", "popular", "similar"]), st.sampled_from([0.31, 0.57, 1.0]), min_size=1
+            st.sampled_from(["als", "popular", "similar"]), st.sampled_from([0.31415926, 0.57721566, 1.0]), min_size=1
         ),
-        method=st.sampled_from(["ranks", "scores"]),
+        method=st.sampled_from(["ranks", "scores", "distances"]),
         short_history=st.sampled_from([0.0, 5.0]),
     )
     def test_it_judges_what_the_stage_makes(
@@ -195,6 +195,28 @@ class TestBlend:
         scores = np.array([[6, 3, 2], [9, -np.inf, -np.inf], [4, 4, -np.inf]], np.float32)
 
         assert shares(Candidates(items, scores)).tolist() == [[1, 0.25, 0], [1, 0, 0], [1, 1, 0]]
+        assert distances(Candidates(items, scores)).tolist() == [[4, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+    def test_who_is_surer_decides_only_by_distances(self) -> None:
+        """`als` is sure of its first item for the first user, and of nothing for the second; `similar` is as sure of its for both.
+        Its scores are a thousand times as large, and weights of equal say make up for that: also in the settings."""
+        items = {"als": [[0, 1, 2]] * 2, "similar": [[3, 4, 5]] * 2}
+        scores = {"als": [[5, 1, 0], [1, 0.2, 0]], "similar": [[3000, 1, 0], [3000, 1, 0]]}
+        found = {
+            name: Candidates(np.array(items[name], np.int32), np.array(scores[name], np.float32)) for name in items
+        }
+        pool = Pool(found, ground([[0], [3]], [[7]] * 2), 1)
+        alike: dict[str, Any] = {"weight.als": 1.0, "weight.similar": 1.0, "smoothing": 10.0, "short_history": 0.0}
+        chosen = {
+            method: settings_of(alike | {"method": method}, RankSettings(), pool) for method in ("scores", "distances")
+        }
+
+        assert pool.scales == {"als": 3, "similar": 3000}
+        assert chosen["distances"].weights == {"als": 1.0, "similar": 0.001}
+        assert {method: pool.gains(each).tolist() for method, each in chosen.items()} == {
+            "scores": [1, 0],
+            "distances": [1, 1],
+        }
 
     def test_a_model_that_adds_nothing_goes(self) -> None:
         """One that proposes what nobody wanted is dropped, one that finds what the other can't stays."""
@@ -234,7 +256,7 @@ class TestBlend:
         pool = Pool(found, ground(held, histories), 2)
         before = RankSettings(short_history=0)
         for name, go_on in ("long", lambda: True), ("short", lambda: False):
-            study = study_of(partial(Study, tmp_path / name, "blend", seed=7), pool.names, before)
+            study = study_of(partial(Study, tmp_path / name, "blend", seed=7), pool, before)
             study.most = 30
             blend = search(pool, study, before, go_on)
 
@@ -368,6 +390,34 @@ class TestPlan:
         assert "dataset.scale" in ranges(settings, "als", True, none | {"weights": True})
         assert "dataset.scale" not in ranges(settings, "als", False, none | {"weights": True})
 
+    def test_powers_of_a_weight_that_all_pairs_share_are_not_searched(self) -> None:
+        """Only where pairs differ in weight, or by their age in r."""
+        settings = load_settings(None)
+        for about, searched in ((False, False), False), ((True, False), True), ((False, True), True):
+            found = ranges(settings, "ease", False, dict(zip(("times", "weights"), about, strict=True)))
+            assert ("ease.weight_exponent" in found) == searched, about
+
+    def test_a_model_that_says_so_is_tried_on_fewer_items(self) -> None:
+        """EASE on 10,000 at most; for good on as many as the configuration asks for."""
+        settings = load_settings(None)
+
+        assert for_trial(settings, "ease").ease.max_items == 10_000
+        assert for_trial(with_params(settings, {"ease.max_items": 300}), "ease").ease.max_items == 300
+        assert for_trial(settings, "als") == settings
+        assert for_good(settings, "als", 50_000, 100, 1) == Whole({}, 1, 1)
+        assert for_good(settings, "ease", 2_000, 100, 1) == Whole({}, 1, 1), "a trial has all of them"
+
+    @pytest.mark.parametrize(
+        ("allowed", "changed", "times"),
+        [(640, {}, 4), (639, {"ease.max_items": 39_979}, 3.9979), (1, {"ease.max_items": 10_000}, 1)],
+    )
+    def test_for_good_is_what_there_is_time_for(self, allowed: float, changed: dict[str, int], times: float) -> None:
+        """A trial of 10,000 items in 10 s: 40,000 take 64 times as long, and not one item is left out where that is allowed."""
+        found = for_good(load_settings(None), "ease", 90_000, 10, allowed)
+
+        assert found.changed == changed
+        assert (found.fit, found.judge) == pytest.approx((times**3, times))
+
     def test_values_are_set_by_their_full_name(self) -> None:
         """Numbers are cut to four digits, and go through the section's own checks."""
         found = with_params(load_settings(None), {"als.factors": 256, "als.alpha": 1.23456, "dataset.scale": "linear"})
@@ -495,7 +545,7 @@ def searching(site: tuple[Path, Path], worker: Worker, tmp_path: Path) -> Callab
     """A search over the twelve users, with an hour."""
 
     def begin(minutes: float = 60, by: Worker = worker, reserved: float = 0.0) -> Models:
-        about = {"users": 12, "everybody": 12, "times": False, "weights": False}
+        about = {"users": 12, "everybody": 12, "items": 12, "times": False, "weights": False}
         settings = with_params(load_settings(None), SMALL)
         budget = Budget(tmp_path / "clock.json", minutes)
         names, journal = ("als", "popular"), tmp_path / "journal"

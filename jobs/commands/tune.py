@@ -120,7 +120,7 @@ class Search:
             pool = Pool(found, Ground.load(*self._ground), self.k)
             key = _key([fit_sections(self.models.found(), name) for name in found])  # other candidates, another blend
             study = partial(Study, self.files.journal, f"{BLEND}-{key}", seed=self.seed)
-            self.blend_study = study_of(study, tuple(found), self.settings.rank)
+            self.blend_study = study_of(study, pool, self.settings.rank)
             self.blend = search(pool, self.blend_study, self.settings.rank, self._time_to_blend)
             self.progress.note(f"{BLEND:<12} NDCG@{self.k} {self.blend.value:.4f}   {self.budget.told()}")
 
@@ -182,7 +182,7 @@ class Search:
 
     def reserved(self, models: Models) -> float:
         """Seconds that are to be left for what comes after the models' search."""
-        again = sum(best.user_attrs["whole"] for best in models.best().values())
+        again = sum(fit + user * models.about["users"] for fit, user in map(models.costs, models.best()))
         after = MARGIN * again + min(BLEND_SHARE * self.budget.seconds, BLEND_SECONDS) + self._evaluation()
         return min(after, self.budget.seconds / 2)  # a short budget is better spent late than on nothing
 
@@ -198,9 +198,8 @@ class Search:
     def _evaluation(self) -> float:
         """Seconds that the last evaluation will take: all models of the blend, all users."""
         stages = sum(record.seconds for name in ("events", "dataset") if (record := self.run.record(name)))
-        best = [trial.user_attrs for trial in self.models.best().values()]
-        everybody = self.models.about["everybody"]
-        return EVALUATION * stages + MARGIN * sum(each["fit"] + each["user"] * everybody for each in best)
+        costs, everybody = map(self.models.costs, self.models.best()), self.models.about["everybody"]
+        return EVALUATION * stages + MARGIN * sum(fit + user * everybody for fit, user in costs)
 
     def _time_to_blend(self) -> bool:
         return self.budget.left > self._evaluation()

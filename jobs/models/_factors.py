@@ -35,8 +35,8 @@ class FactorSettings(Section):
     """lambda."""
     frequency_exponent: float
     """lambda is scaled by (a row's number of pairs) ** v."""
-    alpha: Annotated[float, Between(1, 100)] = Field(10.0, gt=0)
-    """Confidence of a pair is 1 + alpha * r; good values span 1 to 100."""
+    alpha: Annotated[float, Between(1, 300)] = Field(10.0, gt=0)
+    """Confidence of a pair is 1 + alpha * r; good values span 1 to 200."""
     iterations: int = Field(10, ge=1)
     """Sweeps over users and items."""
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from implicit.cpu.als import AlternatingLeastSquares
 
 FIRST = (
+    {"factors": 128, "regularization": 100.0, "alpha": 60.0},
+    {"factors": 256, "regularization": 300.0, "alpha": 100.0},
     {"factors": 128, "regularization": 10.0, "alpha": 10.0},
+    {"factors": 128, "regularization": 50.0, "alpha": 15.0},
     {"factors": 64, "regularization": 1.0, "alpha": 1.0},
-    {"factors": 256, "regularization": 10.0, "alpha": 10.0},
+    {"factors": 256, "regularization": 100.0, "alpha": 30.0},
     {"factors": 128, "regularization": 1.0, "alpha": 3.0},
-    {"factors": 128, "regularization": 100.0, "alpha": 30.0},
-    {"factors": 256, "regularization": 30.0, "alpha": 30.0},
-    {"factors": 512, "regularization": 10.0, "alpha": 10.0},
+    {"factors": 512, "regularization": 300.0, "alpha": 200.0},
     {"factors": 64, "regularization": 0.1, "alpha": 1.0},
 )
 """What `nightlist tune` tries first."""

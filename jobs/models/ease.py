@@ -5,9 +5,10 @@ B_ij = -P_ij / P_jj (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data
 
     L_ii = lambda * (n_i / mean n) ** v + p / (1 - p) * G_ii
 
-n_i: the item's users. The second part is what leaving out each pair with probability p comes to (Steck, "Autoencoders that
-don't overfit towards the Identity", NeurIPS 2020, sec. 3). A user's row of X is divided by (items they have) ** a. Dividing
-columns by n_i ** b before and putting that right in B afterwards is the same as v = 2 b, so there is no setting of its own.
+n_i: the item's users; mean n is that of all items that anybody has, so that lambda means the same for a part of them. The
+second part is what leaving out each pair with probability p comes to (Steck, "Autoencoders that don't overfit towards the
+Identity", NeurIPS 2020, sec. 3). A user's row of X is divided by (items they have) ** a. Dividing columns by n_i ** b before
+and putting that right in B afterwards is the same as v = 2 b, so there is no setting of its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,17 @@ from jobs.models import CandidateModel, Candidates, ItemList, Training, Users, r
 from jobs.models._inverse import invert
 from jobs.models._pairs import powered
 from jobs.models._top import empty, top_n
-from jobs.search import Between
+from jobs.search import Between, Smaller
 from schemas.settings import Section
 
 BLOCK = 256
 """Users scored at a time, and rows of G made at a time: the block's scores against all items bound the memory."""
+
+FIRST = (
+    {"regularization": 300.0, "frequency_exponent": 0.3, "user_exponent": 0.15},
+    {"regularization": 1500.0, "frequency_exponent": 0.9, "dropout": 0.2, "user_exponent": 0.35},
+)
+"""What `nightlist tune` tries first."""
 
 
 class Settings(Section):
@@ -43,7 +50,7 @@ class Settings(Section):
     """a: a user with n items counts 1 / n ** (2 a) in G, so that long histories do not drown the rest."""
     weight_exponent: Annotated[float, Between(0, 1, log=False)] = Field(0.5, ge=0)
     """A pair's entry in X, and what an item of the history counts, is r to this power; 0: all pairs count alike."""
-    max_items: int = Field(20_000, ge=1)
+    max_items: Annotated[int, Smaller(10_000, power=3)] = Field(40_000, ge=1)
     """Items at most, those with most users; training takes items ** 2 * 4 bytes, and time that grows with items ** 3."""
 
 
@@ -63,10 +70,12 @@ class Model:
         items = most_used(counts, settings.max_items)
         pairs = powered(training.weights, settings.weight_exponent)
         lengths = np.maximum(np.diff(pairs.indptr), 1).astype(np.float64)
-        matrix = gram((diags_array((lengths**-settings.user_exponent).astype(np.float32)) @ pairs).tocsr()[:, items])
+        histories = (diags_array((lengths**-settings.user_exponent).astype(np.float32)) @ pairs).tocsr()
+        matrix = gram(histories[:, items])
         # r and a would change what lambda means: entries are rescaled so that a pair's mean square is 1.
-        matrix *= counts[items].sum() / max(np.trace(matrix, dtype=np.float64), 1e-30)
-        penalty = settings.regularization * (counts[items] / counts[items].mean()) ** settings.frequency_exponent
+        matrix *= histories.nnz / max(np.square(histories.data, dtype=np.float64).sum(), 1e-30)
+        mean = counts[counts > 0].mean()
+        penalty = settings.regularization * (counts[items] / mean) ** settings.frequency_exponent
         matrix.flat[:: len(items) + 1] *= 1 / (1 - settings.dropout)  # G + p / (1 - p) * G
         matrix.flat[:: len(items) + 1] += penalty
         return cls(items, weights_of(matrix), settings.weight_exponent, int((counts > 0).sum()) - items.size)

@@ -35,6 +35,14 @@ TINY = 1e-15
 LARGEST = 1e30
 """A similarity stops here: with x + y > 1, one of two items that nobody had for years would be infinite."""
 
+FIRST = (
+    {"neighbours": 500, "shrinkage": 0.1, "history_exponent": 0.5, "popularity_exponent": 0.5},
+    {"neighbours": 200, "shrinkage": 1.0, "history_exponent": 1.0, "popularity_exponent": 0.6},
+    {"neighbours": 30, "shrinkage": 0.4, "history_exponent": 1.0, "popularity_exponent": 0.3, "exponent": 1.5},
+    {"neighbours": 75, "user_exponent": 0.0, "history_exponent": 0.3, "popularity_exponent": 0.15, "exponent": 0.4},
+)
+"""What `nightlist tune` tries first: the linear filter of a normalised graph, RP3beta, and what was best on data of our own."""
+
 
 class Settings(Section):
     """Item-to-item similarity."""

@@ -32,6 +32,13 @@ OVERSAMPLED = 10
 SMALLEST = 1e-5
 """Singular values below this share of the largest are rounding, and their vectors accidents."""
 
+FIRST = (
+    {"factors": 256, "user_exponent": 0.5, "item_exponent": 0.5, "value_exponent": 0.0},
+    {"factors": 512, "user_exponent": 0.5, "item_exponent": 0.5, "value_exponent": 0.0},
+    {"factors": 64, "user_exponent": 0.5, "item_exponent": 0.5, "value_exponent": 0.5},
+)
+"""What `nightlist tune` tries first: the ideal low-pass filter at three widths."""
+
 
 class Settings(Section):
     """A low-rank filter on the history."""

@@ -58,22 +58,22 @@ def standing(entries: Entries, settings: RankSettings) -> NDArray[np.float64]:
 
     ranks: 1 / (k + rank), reciprocal rank fusion (Cormack, Clarke, Buettcher, "Reciprocal Rank Fusion Outperforms
     Condorcet", SIGIR 2009). scores: (s - s_last) / (s_first - s_last) over the list, so that the distances in it count
-    (CombSUM over min-max scores: Lee, "Analyses of Multiple Evidence Combination", SIGIR 1997).
+    (CombSUM over min-max scores: Lee, "Analyses of Multiple Evidence Combination", SIGIR 1997). distances: s - s_last, of any size.
     """
     if settings.method == "ranks":
         return 1.0 / (settings.smoothing + entries.ranks)
-    return normalised(entries)
+    return above_last(entries, shares=settings.method == "scores")
 
 
-def normalised(entries: Entries) -> NDArray[np.float64]:
-    """Each entry's score from 0 (its list's last) to 1 (the first); 1 in a list of equal scores."""
+def above_last(entries: Entries, shares: bool) -> NDArray[np.float64]:
+    """How far each entry's score lies above its list's last; as `shares` of the way to the first, and 1 in a list of equal scores."""
     lists = entries.row * len(entries.names) + entries.sources
     size = entries.users * len(entries.names)
     high, low = np.full(size, -np.inf), np.full(size, np.inf)
     np.maximum.at(high, lists, entries.scores)
     np.minimum.at(low, lists, entries.scores)
-    spread = (high - low)[lists]
-    return np.divide(entries.scores - low[lists], spread, out=np.ones(lists.size), where=spread > 0)
+    distances, spread = entries.scores - low[lists], (high - low)[lists]
+    return np.divide(distances, spread, out=np.ones(lists.size), where=spread > 0) if shares else distances
 
 
 def _joined(mask: int, names: tuple[str, ...]) -> str:

@@ -1,4 +1,5 @@
-"""The blend's own settings: a weight a model, ranks or scores, smoothing, short_history; on the candidates of each model's best trial.
+"""The blend's own settings: a weight a model, ranks, scores or distances, smoothing, short_history; on the candidates of each
+model's best trial.
 
 A few parameters, judged on thousands of users. What guards against weights that only chance chose: each model alone is one of
 the tries, and of blends that are as good as the best the one of fewest models is taken. What is "as good" is held against the best
@@ -26,6 +27,8 @@ STEPS = (0.0, 0.5, 0.75, 1.33, 2.0)
 """What each weight, and the smoothing, of the best blend is multiplied with at last."""
 ROUNDS = 3
 """Rounds of such steps, before and after models were left out."""
+LEAST = 0.0005
+"""A model with such a share of the largest say has none."""
 FREE = 0.5
 """Models are left out as long as the blend stays within so many standard errors of the best one: nights pay for each."""
 
@@ -33,8 +36,9 @@ FREE = 0.5
 class Pool:
     """Every item that any model proposes to a user, in ascending order of items: users x width, padded.
 
-    `ranks`: models x users x width, inf where a model does not propose the item; `scores`: the same, as shares of the way from
-    the list's last score to its first, 0 where it does not.
+    `ranks`: models x users x width, inf where a model does not propose the item; `distances`: the same, how far the score is above
+    the list's last, 0 where it does not; `scores`: that as a share of the way to the list's first. `scales`: by model the median
+    length of that way; a weight is divided by it where distances count, so that equal parameters mean equal say.
     """
 
     def __init__(self, found: Mapping[str, Candidates], ground: Ground, k: int) -> None:
@@ -44,12 +48,17 @@ class Pool:
         items, place = _union(every)
         shape = (len(found), *items.shape)
         self.ranks, self.scores = np.full(shape, np.inf, np.float32), np.zeros(shape, np.float32)
+        self.distances, self.scales = np.zeros(shape, np.float32), {}
         start = 0
-        for model, each in enumerate(found.values()):
+        for model, (name, each) in enumerate(found.items()):
             rows, columns = np.nonzero(each.items != NONE)
             places = place[rows, start + columns]
             self.ranks[model, rows, places] = columns + 1
+            above = distances(each)
+            self.distances[model, rows, places] = above[rows, columns]
             self.scores[model, rows, places] = shares(each)[rows, columns]
+            longest = above.max(axis=1, initial=0)
+            self.scales[name] = float(np.median(longest[longest > 0])) if longest.any() else 1.0
             start += each.items.shape[1]
         rows = slice(0, items.shape[0])
         discounts = 1 / np.log2(np.arange(2, k + 2))
@@ -64,24 +73,33 @@ class Pool:
         for model, name in enumerate(self.names):
             weight = np.float32(chosen.weights.get(name, 0.0))
             if weight:
-                ranks = chosen.method == "ranks"
-                worth = 1 / (np.float32(chosen.smoothing) + self.ranks[model]) if ranks else self.scores[model]
-                total += worth * (weight * believed if personal(name) else weight)
+                total += self._worth(model, chosen) * (weight * believed if personal(name) else weight)
                 proposed |= np.isfinite(self.ranks[model])
         total[~proposed] = -np.inf
         best = _first(total, self.k)
         hits = np.take_along_axis(self._hits & proposed, best, axis=1)
         return (hits @ self._discounts[: hits.shape[1]]) / self._ideal
 
+    def _worth(self, model: int, chosen: RankSettings) -> NDArray[np.float32]:
+        """What jobs.stages.rank.standing gives, users x width."""
+        if chosen.method == "ranks":
+            return 1 / (np.float32(chosen.smoothing) + self.ranks[model])
+        return self.scores[model] if chosen.method == "scores" else self.distances[model]
 
-def shares(found: Candidates) -> NDArray[np.float32]:
-    """Scores of lists as shares of the way from the last to the first, as jobs.stages.rank.normalised has it."""
+
+def distances(found: Candidates) -> NDArray[np.float64]:
+    """How far each score of a list is above its last, as jobs.stages.rank.above_last has it; 0 where there is none."""
     valid = found.items != NONE
-    scores = found.scores.astype(np.float64)
-    high = np.max(scores, axis=1, initial=-np.inf, where=valid)[:, None]
-    low = np.min(scores, axis=1, initial=np.inf, where=valid)[:, None]
-    with np.errstate(invalid="ignore"):
-        return np.where(valid, np.where(high > low, (scores - low) / (high - low), 1.0), 0.0).astype(np.float32)
+    low = np.min(found.scores, axis=1, initial=np.inf, where=valid)[:, None]
+    return np.subtract(found.scores, low, out=np.zeros(valid.shape), where=valid)
+
+
+def shares(found: Candidates) -> NDArray[np.float64]:
+    """The same as shares of the way from the last to the first."""
+    above = distances(found)
+    ones = (found.items != NONE).astype(np.float64)
+    longest = above.max(axis=1, keepdims=True, initial=0)
+    return np.divide(above, longest, out=ones, where=longest > 0)
 
 
 @dataclass(frozen=True)
@@ -96,18 +114,20 @@ class Blend:
     """By how much the blend is better than without the model, of those that stay."""
 
 
-def study_of(journal_of: Callable[..., Study], names: tuple[str, ...], before: RankSettings) -> Study:
+def study_of(journal_of: Callable[..., Study], pool: Pool, before: RankSettings) -> Study:
     """The study of the blend; tries first what the configuration says, each model alone, and all alike."""
+    names = pool.names
     ranges: dict[str, BaseDistribution] = {f"{WEIGHT}{name}": FloatDistribution(0, 1) for name in names}
     marks = space(type(before))
     ranges |= {key: distribution(mark, getattr(before, key)) for key, mark in marks.items()}
     rest = {key: getattr(before, key) for key in marks}
-    largest = max((before.weights.get(name, 0.0) for name in names), default=0.0) or 1.0
-    own = {f"{WEIGHT}{name}": before.weights.get(name, 0.0) / largest for name in names}
+    says = {name: before.weights.get(name, 0.0) * _unit(pool, name, before.method) for name in names}
+    largest = max(says.values(), default=0.0) or 1.0
+    own = {f"{WEIGHT}{name}": says[name] / largest for name in names}
     alike = {f"{WEIGHT}{name}": 1.0 for name in names}
     single = [{f"{WEIGHT}{name}": float(name == only) for name in names} for only in names]
     first = [own | rest, *(one | rest for one in single)]
-    first += [alike | rest | {"method": method} for method in ("ranks", "scores")]
+    first += [alike | rest | {"method": method} for method in ranges["method"].choices]
     return journal_of(ranges=ranges, first=first, most=TRIES)
 
 
@@ -116,21 +136,28 @@ def search(pool: Pool, study: Study, before: RankSettings, go_on: Callable[[], b
     while not study.done and (go_on() or len(study.finished()) < len(study.first)):
         _try(pool, study, before)
     params = _refined(pool, study, before, dict(study.best().params), go_on)
-    kept = lean(pool, settings_of(params, before)).weights
+    kept = lean(pool, settings_of(params, before, pool)).weights
     params |= {f"{WEIGHT}{name}": 0.0 for name in pool.names if name not in kept}
-    chosen = settings_of(_refined(pool, study, before, params, go_on), before)
+    chosen = settings_of(_refined(pool, study, before, params, go_on), before, pool)
     alone = {name: float(pool.gains(only(chosen, name)).mean()) for name in pool.names}
     return Blend(chosen, float(pool.gains(chosen).mean()), alone, adds(pool, chosen))
 
 
-def settings_of(params: Params, before: RankSettings) -> RankSettings:
-    """A blend's settings, the largest weight 1; a model whose weight is nothing beside that is not named."""
-    weights = {key.removeprefix(WEIGHT): value for key, value in params.items() if key.startswith(WEIGHT)}
-    largest = max(weights.values()) or 1.0
-    weights = {name: round(value / largest, 3) for name, value in weights.items()}
+def settings_of(params: Params, before: RankSettings, pool: Pool) -> RankSettings:
+    """A blend's settings, the largest weight 1; a model whose say is nothing beside the others' is not named."""
+    says = {key.removeprefix(WEIGHT): value for key, value in params.items() if key.startswith(WEIGHT)}
+    least = LEAST * max(says.values())
+    weights = {name: says[name] / _unit(pool, name, params["method"]) for name in says if says[name] > least}
+    largest = max(weights.values(), default=1.0)
+    weights = {name: float(f"{value / largest:.3g}") for name, value in weights.items()}
     rest = {key: value for key, value in params.items() if not key.startswith(WEIGHT)}
     rest["smoothing"] = float(f"{rest['smoothing']:.3g}")
-    return before.model_copy(update=rest | {"weights": {name: value for name, value in weights.items() if value}})
+    return before.model_copy(update=rest | {"weights": weights})
+
+
+def _unit(pool: Pool, name: str, method: str) -> float:
+    """What a model's weight is to be multiplied with to be its say."""
+    return pool.scales[name] if method == "distances" else 1.0
 
 
 def lean(pool: Pool, best: RankSettings) -> RankSettings:
@@ -165,7 +192,7 @@ def without(chosen: RankSettings, name: str) -> RankSettings:
 
 def _try(pool: Pool, study: Study, before: RankSettings, params: Params | None = None) -> float:
     trial, params = study.ask(params)
-    chosen = settings_of(params, before)
+    chosen = settings_of(params, before, pool)
     value = float(pool.gains(chosen).mean()) if chosen.weights else 0.0
     study.tell(trial, value)
     return value

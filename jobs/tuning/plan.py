@@ -1,13 +1,13 @@
 """What is searched: which models, and which of their settings, over which ranges."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
 
 from jobs import models
 from jobs.config import RootSettings, sections
-from jobs.search import space
+from jobs.search import smaller, space
 from jobs.tuning.studies import Params, distribution
 from schemas.errors import ConfigError
 
@@ -16,6 +16,17 @@ SEGMENTS = "segments"
 """Columns of the users table, which a training file does not have: `evaluate` does without them, too."""
 DAYS = "_days"
 """A setting whose name ends so says nothing where pairs have no times."""
+POWER = "weight_exponent"
+"""A setting of this name says nothing where pairs have neither times nor weights: r is the same for all."""
+
+
+class Whole(NamedTuple):
+    """A fit that is for good, beside one of a trial: settings that are not as configured, and how many times the seconds of
+    fitting and of judging it takes."""
+
+    changed: Params
+    fit: float
+    judge: float
 
 
 def chosen_models(settings: RootSettings, asked: Sequence[str]) -> tuple[str, ...]:
@@ -44,7 +55,12 @@ def ranges(
     settings: RootSettings, name: str, with_dataset: bool, about: Mapping[str, Any]
 ) -> dict[str, BaseDistribution]:
     """The settings to search with this model, by full name; those that data without times or weights ignores are not among them."""
-    found = _ranges(settings, name, about["times"])
+    alike = not about["times"] and not about["weights"]
+    found = {
+        key: each
+        for key, each in _ranges(settings, name, about["times"]).items()
+        if not (alike and key.endswith(POWER))
+    }
     if with_dataset:
         more = _ranges(settings, DATASET, about["times"])
         found |= {key: each for key, each in more.items() if key.endswith(DAYS) or about["weights"]}
@@ -80,6 +96,30 @@ def with_params(settings: RootSettings, params: Mapping[str, Any]) -> RootSettin
         for name, values in changed.items()
     }
     return settings.model_copy(update=updates)
+
+
+def for_trial(settings: RootSettings, name: str) -> RootSettings:
+    """The settings that trials of this model are fitted with: where it says so, on fewer items (jobs.search.Smaller)."""
+    section = getattr(settings, name)
+    marks = smaller(type(section)).items()
+    return with_params(settings, {f"{name}.{key}": min(getattr(section, key), mark.size) for key, mark in marks})
+
+
+def for_good(settings: RootSettings, name: str, items: int, seconds: float, allowed: float) -> Whole:
+    """The fit that follows the trials: of as many items as the settings ask for, or as `allowed` seconds are enough for.
+
+    `items`: how many there are; `seconds`: what the fit of a trial took.
+    """
+    section, changed, fit, judge = getattr(settings, name), {}, 1.0, 1.0
+    for key, mark in smaller(type(section)).items():
+        asked = min(getattr(section, key), items)
+        tried = min(asked, mark.size)
+        most = round(tried * max(1.0, allowed / max(seconds, 1e-3)) ** (1 / mark.power))
+        if most < asked:
+            changed[f"{name}.{key}"] = most
+        judge *= min(most, asked) / tried
+        fit *= (min(most, asked) / tried) ** mark.power
+    return Whole(changed, fit, judge)
 
 
 def fit_sections(settings: RootSettings, name: str) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from jobs.config import RootSettings
 from jobs.progress import Progress
 from jobs.tuning.budget import Budget
-from jobs.tuning.plan import first_tries, fit_sections, ranges, with_params
+from jobs.tuning.plan import DATASET, Whole, first_tries, fit_sections, for_good, for_trial, ranges, with_params
 from jobs.tuning.studies import Params, Study
 from jobs.tuning.worker import Failed, Worker
 
@@ -27,9 +27,11 @@ RUNGS = (1, 3, 9)
 FEWEST_USERS = 300
 """A rung with fewer would tell chance from merit no better than chance: small data has one rung only."""
 FIRST_SHARE = 0.5
-"""Of the time for models, for the first model, with which the dataset's settings are tuned; less where others do better."""
+"""Of the time for models, for the first model where the dataset's settings are tuned with it; less where others do better."""
 LONGEST = 0.2
 """Of the whole budget, for one trial."""
+FOR_GOOD = 1 / 8
+"""Of the whole budget, for a fit on all items of a model that is tried on fewer; `tune` makes two, one for the blend and one to measure."""
 MARGIN = 1.3
 """A trial may take so many times as long as those before let expect."""
 GROWTH = 1.0
@@ -92,12 +94,21 @@ class Models:
         return dict(sorted(trials.items(), key=lambda each: -each[1].value))
 
     def found(self) -> RootSettings:
-        """The settings with those of every model's best trial."""
+        """The settings with those of every model's best trial, for a fit on all items, or as many as there is time for."""
         found = self.settings
         for name in reversed(self.names):  # the first one's [dataset] counts
             if name in self.best():
-                found = with_params(found, self.best()[name].params)
+                found = with_params(found, self.best()[name].params | self._whole(name).changed)
         return found
+
+    def costs(self, name: str) -> tuple[float, float]:
+        """Seconds to fit a model for good, under the settings of its best trial, and to find one user's candidates then."""
+        trial, whole = self.best()[name].user_attrs, self._whole(name)
+        return trial["fit"] * whole.fit, trial["user"] * whole.judge
+
+    def _whole(self, name: str) -> Whole:
+        seconds = self.best()[name].user_attrs.get("fit", 0.0)
+        return for_good(self.settings, name, self.about["items"], seconds, FOR_GOOD * self.budget.seconds / MARGIN)
 
     def one(self, name: str) -> None:
         """One trial of one model."""
@@ -127,7 +138,8 @@ class Models:
         return min(guesses, default=0.0)
 
     def _next(self) -> str | None:
-        """First every model once; then the first model until its share of the time is spent; then who had least for its merit.
+        """First every model once; then the first model for its share of the time, where [dataset] goes by it; then who had least for
+        its merit.
 
         Merit is the number of settings times the square of the figure. What a model had is the geometric mean of its trials and
         their time: by time alone a model of slow trials would have one or two, by number alone it would take it all.
@@ -139,12 +151,13 @@ class Models:
         first = self.names[0]
         top = max((best.value for best in self.best().values()), default=0.0) or 1.0
         worth = {name: (best.value / top) ** 2 for name, best in self.best().items()}
-        share = FIRST_SHARE * worth.get(first, 1.0)
+        decides = any(key.startswith(f"{DATASET}.") for key in self.studies[first].ranges)
+        share = FIRST_SHARE * worth.get(first, 1.0) if decides else 0.0
         if first in open_ and self.spent[first] < share * (sum(self.spent.values()) + self.time):
             return first
         had = {name: sqrt(self.spent[name] * len(self.studies[name].finished())) for name in open_}
         merit = {name: (1 + len(self.studies[name].ranges)) * (worth.get(name, 0.0) + FAINT) for name in open_}
-        others = [name for name in open_ if name != first] or open_
+        others = [name for name in open_ if name != first or not decides] or open_
         return min(others, key=lambda name: had[name] / merit[name])
 
     def _tried(self, name: str, trial: Trial, params: Params) -> None:
@@ -154,7 +167,8 @@ class Models:
         settings = self.settings if name == self.names[0] else self.dataset_of_first()
         deadline = min(self.time, LONGEST * self.budget.seconds) + self.budget.used
         try:
-            fit = {"name": name, "sections": fit_sections(with_params(settings, params), name)}
+            tried = for_trial(with_params(settings, params), name)
+            fit = {"name": name, "sections": fit_sections(tried, name)}
             seconds = self.asked("fit", fit, deadline)["seconds"]
             study.tell(trial, self._judged(trial, seconds, deadline))
         except Failed as error:
@@ -190,7 +204,7 @@ class Models:
     def dataset_of_first(self) -> RootSettings:
         """The configuration with the [dataset] of the first model's best trial."""
         best = self.studies[self.names[0]].best()
-        chosen = {key: value for key, value in (best.params if best else {}).items() if key.startswith("dataset.")}
+        chosen = {key: value for key, value in (best.params if best else {}).items() if key.startswith(f"{DATASET}.")}
         return with_params(self.settings, chosen)
 
     def _settle(self, name: str, before: FrozenTrial | None) -> None:
