@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
+from jobs.losses import losses, naming
 from jobs.progress import Progress
 from jobs.run import Record, file_checksum, read_json, write_json
 
@@ -34,13 +35,15 @@ class Buckets:
     def each(self, out: Path, work: Work) -> int:
         """Do every bucket that has no valid record in `out` yet; returns the rows of all.
 
-        Each bucket's Parquet is closed by its own record, so a restart redoes only what is missing.
+        Each bucket's Parquet is closed by its own record, so a restart redoes only what is missing. Raises Lost, naming the
+        bucket, where a worker was lost or ran out of memory as often as Spark tries.
         """
         missing = [bucket for bucket in range(self.parts) if not is_done(out, bucket, self.digest)]
         with self.progress.watch(out.name, self.parts, lambda: len(list(out.glob("bucket-*.json")))):
             if missing:
                 tasks = self.spark.sparkContext.parallelize(missing, len(missing))
-                tasks.foreach(partial(_do, out, self.digest, work))
+                with losses(f"stage {out.name}", missing):
+                    tasks.foreach(partial(_do, out, self.digest, work))
         return sum(pq.read_metadata(data_path(out, bucket)).num_rows for bucket in range(self.parts))
 
 
@@ -69,7 +72,7 @@ def is_done(folder: Path, bucket: int, digest: str) -> bool:
 
 def _do(out: Path, digest: str, work: Work, bucket: int) -> None:
     start = time.monotonic()
-    with threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"), naming(bucket):
         table = work(bucket)
     write_bucket(out, digest, bucket, table, time.monotonic() - start)
 

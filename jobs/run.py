@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.losses import losses
 from jobs.progress import Progress
 from schemas.errors import Busy
 from schemas.runs import day_of
@@ -50,7 +51,8 @@ class RunFolder:
     def stage(self, name: str, work: Callable[..., Counts], *inputs: Any, salt: str = "") -> Path:
         """Do `work(folder of the stage, *inputs)` unless its record says that it is done; returns the stage's folder.
 
-        `salt` stands for inputs that the run's digest does not cover: another salt makes the record void.
+        `salt` stands for inputs that the run's digest does not cover: another salt makes the record void. Raises what the work
+        raises, and Lost where it lacked memory or Spark lost a process.
         """
         out, digest = self.folder / name, self.digest + salt
         if record := self.whole(name, salt):
@@ -58,7 +60,7 @@ class RunFolder:
             return out
         self._record_path(name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        with self.progress.stage(name):
+        with self.progress.stage(name), losses(f"stage {name}"):
             start = time.monotonic()
             counts = work(out, *inputs)
             seconds = time.monotonic() - start

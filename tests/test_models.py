@@ -1,6 +1,7 @@
 """The conformance suite of candidate models, over every model found; then what is each one's alone."""
 
 import json
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -377,6 +378,24 @@ class TestAls:
         errors = np.linalg.norm(actual - expected, axis=1) / np.linalg.norm(expected, axis=1)
 
         assert errors.max() < 1e-4
+
+    def test_a_user_with_a_million_items_is_folded_in_within_some_megabytes(self) -> None:
+        """Their factors are never held together, and the solution is that of all of them: -1 and 1 by turns, each with
+        confidence 1 + alpha, cancel out in all but the last one's direction."""
+        size = 1_000_001
+        factors = np.where(np.arange(size) % 2, 1, -1).astype(np.float32)[:, None] * np.eye(1, 8, dtype=np.float32)
+        factors[-1] = np.eye(8, dtype=np.float32)[7]
+        model = als.Model(factors, np.ones(size, bool), self.settings)
+        assert model._gram[0, 0] == size - 1
+        weights = csr_matrix((np.ones(size, np.float32), np.arange(size), [0, size]), shape=(1, size))
+        tracemalloc.start()
+        folded = model.fold_in(weights)[0]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+        taste = (1 + self.settings.alpha) / (1 + self.settings.alpha + self.settings.regularization)
+        assert_allclose(folded, np.r_[np.zeros(7), taste], atol=1e-6)
+        assert peak < 40 * 2**20
 
     def test_candidates_are_the_best_of_the_closed_form(self) -> None:
         """Scores are the products of the folded-in users with the items, and nobody misses a better item."""

@@ -25,6 +25,9 @@ from jobs.models._top import best_of_product, empty
 from jobs.search import Between, OneOf
 from schemas.settings import Section
 
+PIECE = 8_192
+"""Pairs of a user whose factors are held at once: a bot with a million would take a gigabyte."""
+
 
 class FactorSettings(Section):
     """The objective, and how far to go; confidence of a pair is 1 + alpha * r in every implementation."""
@@ -60,11 +63,14 @@ class FactorModel:
         ridges = self.settings.regularization * lengths.astype(np.float64) ** self.settings.frequency_exponent
         folded = np.zeros((lengths.size, items.shape[1]), np.float32)
         for row in np.flatnonzero(lengths):
-            pairs = slice(*weights.indptr[row : row + 2])
-            y, c = items[weights.indices[pairs]].astype(np.float64), above_one[pairs]
-            left = self._gram + (y.T * c) @ y
+            begin, end = weights.indptr[row : row + 2]
+            left, right = _sums(items, weights.indices, above_one, slice(begin, min(begin + PIECE, end)))
+            for start in range(begin + PIECE, end, PIECE):
+                more = _sums(items, weights.indices, above_one, slice(start, min(start + PIECE, end)))
+                left, right = left + more[0], right + more[1]
+            left += self._gram
             left.flat[:: items.shape[1] + 1] += ridges[row]
-            folded[row] = _solved(left, (1.0 + c) @ y)
+            folded[row] = _solved(left, right)
         return folded
 
     def candidates(self, users: Users, n: int) -> Candidates:
@@ -98,6 +104,14 @@ class FactorModel:
         """Y'Y, factors x factors."""
         items = np.asarray(self.item_factors)
         return (items.T @ items).astype(np.float64)
+
+
+def _sums(
+    items: NDArray[np.float32], numbers: NDArray[np.integer], above_one: NDArray[np.float64], pairs: slice
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """alpha * sum of r y y' and sum of (1 + alpha * r) y over these pairs."""
+    y, c = items[numbers[pairs]].astype(np.float64), above_one[pairs]
+    return (y.T * c) @ y, (1.0 + c) @ y
 
 
 def _solved(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
