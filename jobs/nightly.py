@@ -101,7 +101,8 @@ def lists(
     data = run.stage("dataset", dataset.assemble, buckets, kept, inputs, settings.dataset, day, segments)
     run.stage("served_previous", served_previous, parent, kept, settings, day, salt=parent.run_id if parent else "")
     trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train)
-    candidates = run.stage("retrieve", retrieve.find, buckets, data, trained, models, settings.retrieve.candidates)
+    n, seed = settings.retrieve.candidates, settings.train.seed
+    candidates = run.stage("retrieve", retrieve.find, buckets, data, trained, models, n, seed, True)
     ranked = run.stage("rank", rank.blend, buckets, data, candidates, settings.rank, len(models))
     reranked = run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)
     users = run.counts("dataset")["rows"]
