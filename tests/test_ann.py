@@ -21,9 +21,10 @@ from jobs.models import NONE, als
 from jobs.models._index import PROPOSED, Index, _blocks
 from jobs.models._kept import Scaled, kept
 from jobs.models._top import best_of_product
-from jobs.run import MANIFEST, read_json
+from jobs.run import MANIFEST
 from schemas.errors import ConfigError, Refused
-from tests.nights import DAY, Place, checkerboard, place
+from tests.nights import DAY, Place, event, place
+from tests.nights import built as built_lists
 from tests.test_lists import write_dataset
 from tests.test_models import assert_best_first, listed, some_world, training_of, users_of, worlds
 
@@ -400,29 +401,37 @@ class TestFloor:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, spark: object) -> Place:
-    """The checkerboard, searched by an index whose every cell is looked through."""
-    chosen = {"index": "IVF2,Flat", "index_search": "nprobe=2", "store_as": "int8"}
-    return place(tmp_path_factory.mktemp("ann"), checkerboard(), als=chosen, rerank={"n": 1}, holdout={"users": 0})
+    """40 users with 6 of 80 items each, by chance, and an index of 8 cells, all of which are looked through."""
+    rng = np.random.default_rng(3)
+    watched = [
+        event(f"u{user}", f"i{item}") for user in range(40) for item in rng.choice(80, 6, replace=False).tolist()
+    ]
+    return place(
+        tmp_path_factory.mktemp("ann"),
+        watched,
+        als={"index": "IVF8,Flat", "index_search": "nprobe=8", "store_as": "int8"},
+        retrieve={"candidates": 5},
+        rerank={"n": 5},
+        holdout={"users": 0},
+    )
 
 
 def test_a_night_with_an_index_says_what_it_misses(site: Place) -> None:
-    """Its manifest holds the recall, of how many users, and how large the index is; and each user has the one item that
-    they lack."""
+    """Its manifest holds the recall, of how many users, and how large the index is; all lists are full."""
     run = site.run(site.night())
-    manifest = read_json(run.folder / MANIFEST) or {}
+    stages = (run.read(MANIFEST) or {})["stages"]
 
-    assert manifest["stages"]["retrieve"]["recall"] == {"als": {"recall": 1.0, "users": 20, "searched_exactly": 0.0}}
-    assert manifest["stages"]["train"]["als_indexed_items"] == 20
-    assert all(site.served(f"u{user:03d}").items == (f"i{user:03d}",) for user in range(20))  # type: ignore[union-attr]
+    assert stages["retrieve"]["recall"] == {"als": {"recall": 1.0, "users": 40, "searched_exactly": 0.0}}
+    assert stages["train"]["als_indexed_items"] == stages["dataset"]["items"]
+    assert {len(row.items) for (kind, _), row in built_lists(run).items() if kind == "user"} == {5}
 
 
 def test_a_night_below_its_floor_is_refused(site: Place) -> None:
-    """It ends with 3 before anybody's candidates are looked for, and what was live stays live."""
+    """With one cell of eight: before anybody's candidates are looked for, and what was live stays live."""
     live = site.live()
-    worse = "als.index_search=nprobe=1", "als.min_recall=1", "retrieve.candidates=3"
-    error, report = site.failing_night(DAY, *worse)
+    error, report = site.failing_night(DAY, "als.index_search=nprobe=1", "als.min_recall=0.95")
 
-    assert isinstance(error, Refused)
-    assert "als.min_recall" in str(error)
+    assert error.exit_code == 3
+    assert "als.min_recall is 0.95" in str(error)
     assert not list((site.run(report).folder / "retrieve").glob("*.parquet"))
     assert site.live() == live
