@@ -26,6 +26,7 @@ from jobs.ledger import (
 )
 from jobs.manifest import Report
 from jobs.nightly import begun, judge, lists, opened, release
+from jobs.origin import Origin
 from jobs.progress import Progress, Terminal
 from jobs.run import PUBLISHED, ROLLED_BACK, RunFolder, now, parent_of
 from jobs.spark import session
@@ -77,7 +78,7 @@ def build(
     if force:
         run.discard()
     record = run.record("build")
-    lists(run, identity, buckets, inputs, None, settings, clock)
+    lists(run, identity, buckets, inputs, None, Origin(None, "a backfilled run has no parent"), settings, clock)
     return SKIPPED if before == DONE and run.record("build") == record else BUILT
 
 

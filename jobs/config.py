@@ -143,6 +143,16 @@ class RerankSettings(Section):
     """Length of a full list."""
 
 
+class IncrementalSettings(Section):
+    """Nights that make only some users' lists anew, and carry the others' from last night's run as they are."""
+
+    max_age: int = Field(0, ge=0)
+    """A list is made anew at the latest this many nights after it was; each night some users have their turn. 0: every
+    night makes everybody's. Until then a carried list knows no item that has become eligible, and no newer model."""
+    active_days: float = Field(7.0, ge=0)
+    """Who did something within so many days gets a new list in any case, as does who did something since last night."""
+
+
 class HoldoutSettings(Section):
     """The night's measurement of itself: trained on events before D, scored on D."""
 
@@ -216,6 +226,7 @@ class RootSettings(Layered):
     retrieve: RetrieveSettings = RetrieveSettings()
     rank: RankSettings = RankSettings()
     rerank: RerankSettings = RerankSettings()
+    incremental: IncrementalSettings = IncrementalSettings()
     holdout: HoldoutSettings = HoldoutSettings()
     gate: GateSettings = GateSettings()
     store: StoreSettings = StoreSettings()

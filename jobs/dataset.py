@@ -20,13 +20,16 @@ from schemas.columns import ITEM_ID, ITEMS, USER_ID
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-WEIGHTS, AGES, SEEN, BLOCKED = "weights", "ages", "seen", "blocked"
+WEIGHTS, AGES, SEEN, BLOCKED, HISTORY = "weights", "ages", "seen", "blocked", "history"
 SEGMENT = "segment_"
 ITEMS_FILE = "items.parquet"
 
 
 def users_schema(segments: Sequence[str]) -> pa.Schema:
-    """One row a user. `items` (r > 0), `seen` and `blocked` hold item numbers, ascending; `weights` and `ages` (days) go with `items`."""
+    """One row a user. `items` (r > 0), `seen` and `blocked` hold item numbers, ascending; `weights` and `ages` (days) go with `items`.
+
+    `history` is a hash of what the user did and is: equal on two days where only time went by. Numbers are one day's own.
+    """
     numbers, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
     columns = [
         (USER_ID, pa.string()),
@@ -35,6 +38,7 @@ def users_schema(segments: Sequence[str]) -> pa.Schema:
         (AGES, floats),
         (SEEN, numbers),
         (BLOCKED, numbers),
+        (HISTORY, pa.int64()),
     ]
     return pa.schema(columns + [(SEGMENT + column, pa.string()) for column in segments])
 
@@ -56,11 +60,15 @@ class Dataset:
     def bucket(self, number: int) -> tuple[pa.StringArray, Users]:
         """The users of one bucket: ids, and what models need to find them candidates."""
         rows = read_bucket(self.folder, number)
+        return column(rows, USER_ID), self.users(rows)
+
+    def users(self, rows: pa.Table) -> Users:
+        """Some rows of a bucket, as models want them."""
         eligible = self.eligible()
         size = eligible.size
         weights, ages = (csr(rows[ITEMS], size, values(rows[name])) for name in (WEIGHTS, AGES))
         excluded = csr(rows[SEEN], size) + csr(rows[BLOCKED], size)
-        return column(rows, USER_ID), Users(weights, ages, excluded, eligible, labels(rows))
+        return Users(weights, ages, excluded, eligible, labels(rows))
 
     def size(self) -> dict[str, int]:
         """Users with at least one pair (`rows`), items and pairs, counted a bucket at a time."""
@@ -127,7 +135,7 @@ class StoredTraining(Training):
     def _read(self) -> Training:
         """The users to learn from, in (bucket, user_id) order. Only theirs are ever held together."""
         folder, schema = self._dataset.folder, users_schema(self._segments)
-        schema = pa.schema([field for field in schema if field.name not in (USER_ID, SEEN, BLOCKED)])
+        schema = pa.schema([field for field in schema if field.name not in (USER_ID, SEEN, BLOCKED, HISTORY)])
         lengths = [pc.list_value_length(table[ITEMS]).to_numpy() for table in read_all(folder, [ITEMS])]
         chosen = stratified(np.concatenate(lengths), self._max_users, self.seed)
         parts = np.split(chosen, np.cumsum([part.size for part in lengths])[:-1])

@@ -10,7 +10,19 @@ from jobs.identity import Identity
 from jobs.run import MANIFEST, RunFolder
 from schemas.runs import RunState
 
-STAGES = ("events", "dataset", "served_previous", "train", "retrieve", "rank", "rerank", "holdout", "build", "gate")
+STAGES = (
+    "events",
+    "dataset",
+    "served_previous",
+    "train",
+    "due",
+    "retrieve",
+    "rank",
+    "rerank",
+    "holdout",
+    "build",
+    "gate",
+)
 
 
 def write_manifest(run: RunFolder, identity: Identity, state: RunState, verdict: Mapping[str, Any] | None) -> None:
@@ -36,6 +48,12 @@ def metrics_of(run: RunFolder) -> dict[str, Any]:
     """`holdout`: the night's own measurement; `served_previous`: last night's live lists on this day. None where not measured."""
     records = {name: run.record(name) for name in ("holdout", "served_previous")}
     return {name: record.counts.get("metrics") if record else None for name, record in records.items()}
+
+
+def made_of(run: RunFolder) -> dict[str, Any]:
+    """Users whose list was made anew (`scored`, with the `reasons`) or `carried` from last night's run; {} before stage `due`."""
+    record = run.record("due")
+    return {name: record.counts[name] for name in ("scored", "carried", "reasons")} if record else {}
 
 
 def facts_of(run: RunFolder) -> dict[str, Any]:
@@ -72,6 +90,7 @@ class Report:
             "users": sum(outcomes.values()),
             "outcomes": outcomes,
             "rows": built.get("kinds", {}),
+            "lists": made_of(self.run) if self.run else {},
             "seconds": {name: record.seconds for name, record in records.items()} | self.seconds,
             "metrics": metrics_of(self.run) if self.run else {"holdout": None, "served_previous": None},
             "verdict": self.verdict,
@@ -83,6 +102,11 @@ class Report:
         line = self.line()
         outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in line["outcomes"].items())
         console.print(f"run {line['run_id']} is {line['state']}: {line['users']:,} users ({outcomes})")
+        if line["lists"].get("carried"):
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in line["lists"]["reasons"].items())
+            console.print(
+                f"lists: {line['lists']['carried']:,} carried, {line['lists']['scored']:,} scored ({reasons})"
+            )
         for name, measured in line["metrics"].items():
             if measured:
                 shown = "  ".join(f"{key} {value:.4f}" for key, value in measured.items() if isinstance(value, float))

@@ -26,10 +26,11 @@ from jobs.inputs import Inputs, check_rules, read_inputs
 from jobs.lists import BuiltLists
 from jobs.manifest import Report, facts_of, write_manifest
 from jobs.models import columns
+from jobs.origin import Origin, origin_of
 from jobs.progress import Progress, Terminal
 from jobs.run import MANIFEST, ROLLED_BACK, STARTED, RunFolder, now, parent_of
 from jobs.spark import session
-from jobs.stages import build, dataset, events, gate, publish, rank, rerank, retrieve, train
+from jobs.stages import build, dataset, due, events, gate, publish, rank, rerank, retrieve, train
 from jobs.stores import open_store
 from lookup_api.readers import open_reader
 from schemas.runs import RunState
@@ -51,15 +52,16 @@ def make(
     `report` is filled on the way. Raises NightlistError; whatever it is, last night's lists go on being served.
     """
     spark, inputs = opened(settings)
-    identity = identify(inputs, settings, day)
+    parent = parent_of(settings.paths.runs, day)
+    origin = origin_of(parent, settings)
+    identity = identify(inputs, settings, day, origin.run_id)
     run, buckets = begun(spark, identity, settings, progress)
     report.run = run
     with run.lock():
         if run.read(ROLLED_BACK):
             report.state = RunState.BAD
             raise publish.bad(run.run_id)
-        parent = parent_of(settings.paths.runs, day)
-        lists(run, identity, buckets, inputs, parent, settings, clock)
+        lists(run, identity, buckets, inputs, parent, origin, settings, clock)
         judge(run, identity, buckets, parent, settings, report, override)
         release(run, buckets, settings, report, clock)
 
@@ -87,11 +89,12 @@ def lists(
     buckets: Buckets,
     inputs: Inputs,
     parent: RunFolder | None,
+    origin: Origin,
     settings: RootSettings,
     clock: Callable[[], datetime],
 ) -> None:
     """Stages 1 to 7, and the night's two measurements: the run exists, with its manifest."""
-    day, models = identity.day, settings.retrieve.models
+    day, models, n = identity.day, settings.retrieve.models, settings.rerank.n
     everyone = tuple(dict.fromkeys((*models, "popular", "similar")))  # also those whose own lists are served
     segments = columns(everyone, sections(settings))
     started = _started(run, clock)
@@ -101,13 +104,15 @@ def lists(
     data = run.stage("dataset", dataset.assemble, buckets, kept, inputs, settings.dataset, day, segments)
     run.stage("served_previous", served_previous, parent, kept, settings, day, salt=parent.run_id if parent else "")
     trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train)
-    n, seed = settings.retrieve.candidates, settings.train.seed
-    candidates = run.stage("retrieve", retrieve.find, buckets, data, trained, models, n, seed, True)
-    ranked = run.stage("rank", rank.blend, buckets, data, candidates, settings.rank, len(models))
-    reranked = run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)
+    chosen = run.stage("due", due.select, buckets, data, origin, settings.incremental, n, day)
+    scored = chosen if origin.folder else data
+    wanted, seed = settings.retrieve.candidates, settings.train.seed
+    candidates = run.stage("retrieve", retrieve.find, buckets, scored, trained, models, wanted, seed, True)
+    ranked = run.stage("rank", rank.blend, buckets, scored, candidates, settings.rank, len(models))
+    reranked = run.stage("rerank", rerank.rules, buckets, scored, ranked, n)
     users = run.counts("dataset")["rows"]
     run.stage("holdout", holdout, run, buckets, kept, users, inputs, settings, day)
-    run.stage("build", build.assemble, buckets, data, trained, reranked, everyone, settings.rerank.n, started)
+    run.stage("build", build.assemble, buckets, data, reranked, origin.lists, trained, everyone, n, started)
     if not run.read(MANIFEST):
         write_manifest(run, identity, RunState.BUILT, verdict=None)
 

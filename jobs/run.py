@@ -53,8 +53,7 @@ class RunFolder:
         `salt` stands for inputs that the run's digest does not cover: another salt makes the record void.
         """
         out, digest = self.folder / name, self.digest + salt
-        record = self.record(name)
-        if record and record.digest == digest and record.checksum == checksum(out):
+        if record := self.whole(name, salt):
             self.progress.skipped(name, record.counts)
             return out
         self._record_path(name).unlink(missing_ok=True)
@@ -68,6 +67,12 @@ class RunFolder:
         write_json(self._record_path(name), asdict(record))
         self.progress.finished(name, counts, seconds)
         return out
+
+    def whole(self, name: str, salt: str = "") -> Record | None:
+        """The record of a stage that is done, and whose output is still what was written; else None."""
+        record = self.record(name)
+        done = record and record.digest == self.digest + salt and record.checksum == checksum(self.folder / name)
+        return record if done else None
 
     def record(self, name: str) -> Record | None:
         """The stage's record, or None when it has none."""

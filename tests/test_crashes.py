@@ -11,17 +11,35 @@ from pathlib import Path
 import pytest
 
 from jobs.run import RunFolder
-from tests.nights import DAY, SHORT_LIVED, Place, checkerboard, event, place
+from tests.nights import DAY, SHORT_LIVED, Place, at, checkerboard, event, place
 
 ROOT = Path(__file__).parents[1]
-POINTS = ["events", "dataset", "train", "buckets", "retrieve", "rank", "rerank", "holdout", "build", "gate", "load"]
+POINTS = [
+    "events",
+    "dataset",
+    "train",
+    "due",
+    "buckets",
+    "retrieve",
+    "rank",
+    "rerank",
+    "holdout",
+    "build",
+    "gate",
+    "load",
+]
 """In the order of the night: each try comes one point further than the one before."""
 
 
 def world(folder: Path) -> Place:
-    """A checkerboard in eight buckets, so that a night can die between two of them, and a run of the day before is live."""
-    events = [*checkerboard(24), event("u000", "i023"), event("late", "i001")]
-    return place(folder, events, dataset={"parts": 8}, retrieve={"models": ["als", "popular"]})
+    """A checkerboard in eight buckets, so that a night can die between two of them, on whose last day half of the users
+    do nothing: their lists are carried from the run of the day before."""
+    before = at(DAY - timedelta(days=1))
+    board = [row if row["user_id"] < "u012" else row | {"ts": min(row["ts"], before)} for row in checkerboard(24)]
+    events = [*board, event("u000", "i023"), event("late", "i001")]
+    incremental = {"max_age": 4, "active_days": 1.0}
+    models = {"models": ["als", "popular"]}
+    return place(folder, events, dataset={"parts": 8}, retrieve=models, incremental=incremental)
 
 
 def start(config: Path, point: str, master: str) -> subprocess.CompletedProcess[str]:
@@ -60,12 +78,13 @@ def test_killed_anywhere_the_old_lists_are_served_and_the_next_start_finishes(tm
     assert finished.line()["state"] == "LIVE"
     assert finished.run.run_id == undisturbed.run_id == there.live()
     assert checksum(finished.run) == checksum(undisturbed)
+    assert finished.line()["lists"]["carried"] > 0
 
 
 def test_on_one_core_the_night_makes_the_same_run_with_equal_lists(tmp_path, undisturbed):
     """The same input gives the same run_id and equal lists, on one core and on two."""
     there = world(tmp_path)
-    there.settings()
+    there.night(DAY - timedelta(days=1))
 
     done = start(there.config, "never", "local[1]")
 

@@ -19,7 +19,7 @@ from jobs.config import RankSettings
 from jobs.dataset import ITEMS_FILE, Dataset, users_schema
 from jobs.models import NONE, Training, Users, popular, similar
 from jobs.stages.rank import bucket_ranked, fuse
-from jobs.stages.rerank import allowed, among, bucket_lists, shorten
+from jobs.stages.rerank import allowed, bucket_lists, shorten
 from jobs.stages.retrieve import bucket_candidates, merge
 from schemas.columns import ITEM_ID, ITEMS, RANKS, SCORES, SOURCES, USER_ID
 
@@ -346,7 +346,7 @@ class TestRerank:
         users = Users(matrix([[1], []]), matrix([[1], []]), matrix([[1], []]), np.ones(ITEM_COUNT, bool))
         entries = entries_of([[(1, 1.0, "als", 1)], [(1, 1.0, "als", 1)]], MODELS)
 
-        assert_array_equal([True, False], among(entries, users))
+        assert_array_equal([False, True], users.may_get(entries.row, entries.items))
 
     def test_a_planted_item_is_taken_out_and_the_list_filled(self, tmp_path: Path) -> None:
         """Ranked lists on disk in which a seen, a blocked and an unavailable item come first still become full lists of 2."""

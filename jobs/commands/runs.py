@@ -80,6 +80,7 @@ def row(run_id: str, record: RunRecord | None, run: RunFolder | None, store: Sto
         "run_id": run_id,
         "state": record.state if record else manifest.get("state"),
         "rows": record.rows if record else None,
+        "carried": manifest.get("stages", {}).get("due", {}).get("carried"),
         "bytes": store.size(run_id) if record else 0,
         "changed_seconds_ago": round((at - record.changed_at).total_seconds()) if record else None,
         "published_at": published.get("published_at"),
@@ -96,6 +97,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     for run in found["runs"]:
         size = f"{run['bytes'] / 1e6:.1f}" if run["bytes"] else ""
         lists = f"{run['rows']:,}" if run["rows"] is not None else ""
+        lists += f" ({run['carried']:,} carried)" if run["carried"] else ""
         state = f"[bold]{run['state']}[/bold] <- served" if run["live"] else run["state"] or unfinished(run["stages"])
         changed, fate = ago(run["changed_seconds_ago"]), NEXT.get(run["next"], "")
         table.add_row(run["run_id"], state, run["verdict"] or "", lists, size, changed, fate)

@@ -73,6 +73,13 @@ class Users:
     eligible: NDArray[np.bool_]
     segments: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
 
+    def may_get(self, rows: NDArray[np.intp], items: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Per pair of a user (a row) and an item: nobody is shown what is not eligible, seen or blocked."""
+        size = self.excluded.shape[1]
+        return self.eligible[items] & ~np.isin(
+            rows * size + items, rows_of(self.excluded) * size + self.excluded.indices
+        )
+
 
 def some(users: Users, rows: slice | NDArray[np.intp]) -> Users:
     """Some of the users; segments stay those of all."""

@@ -158,15 +158,6 @@ def _striped(room: NDArray[np.float32]) -> NDArray[np.float32]:
     return room.reshape(len(room), -1, STRIPE)
 
 
-def _places(
-    excluded: csr_matrix, allowed: NDArray[np.bool_], place: NDArray[np.int32]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Where each row's excluded items end, and their places among the allowed items."""
-    kept = allowed[excluded.indices]
-    ends = np.r_[0, np.cumsum(kept)][excluded.indptr[1:]]
-    return ends, place[excluded.indices[kept]]
-
-
 def decoded(keys: NDArray[np.int64]) -> Candidates:
     """Keys as items and scores, best first."""
     found = empty(*keys.shape)

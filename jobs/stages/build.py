@@ -25,8 +25,9 @@ def assemble(
     out: Path,
     buckets: Buckets,
     dataset: Path,
-    trained: Path,
     lists: Path,
+    carried: Path | None,
+    trained: Path,
     names: Sequence[str],
     n: int,
     scored_at: datetime,
@@ -34,9 +35,10 @@ def assemble(
     """Write personal lists by bucket, and similar.parquet and popular.parquet, all with ids instead of numbers.
 
     A user with a history has a row, an empty one where nothing is left to show; one without a history has none, and is
-    answered with the popular list.
+    answered with the popular list. Who is not in `lists` keeps the row in `carried`, another run's output of this stage.
+    Raises RuntimeError for a user without either.
     """
-    buckets.each(out, partial(bucket_rows, dataset, lists, scored_at))
+    buckets.each(out, partial(bucket_rows, dataset, lists, carried, scored_at))
     rows = {"user": sum(pq.read_metadata(path).num_rows for path in out.glob("bucket-*.parquet"))}
     data = Dataset(dataset)
     item_ids, eligible = data.item_ids(), data.eligible()
@@ -53,24 +55,31 @@ def assemble(
     }
 
 
-def bucket_rows(dataset: Path, lists: Path, scored_at: datetime, bucket: int) -> pa.Table:
-    """The personal lists of one bucket as rows to serve."""
-    user_ids, users = Dataset(dataset).bucket(bucket)
-    table = read_bucket(lists, bucket)
-    if column(table, USER_ID) != user_ids.cast(pa.string()):
-        raise RuntimeError(
-            f"bucket {bucket}: the lists' users are not the dataset's; delete {lists} and start the night again"
-        )
-    table = table.filter(pa.array(np.diff(users.weights.indptr) > 0)).combine_chunks()
-    numbers = column(table, ITEMS)
-    ids = pa.ListArray.from_arrays(numbers.offsets, Dataset(dataset).item_ids().take(numbers.values))
-    size = table.num_rows
+def bucket_rows(dataset: Path, lists: Path, carried: Path | None, scored_at: datetime, bucket: int) -> pa.Table:
+    """The personal lists of one bucket as rows to serve, new and carried ones, in the dataset's order."""
+    users = read_bucket(dataset, bucket, [USER_ID, ITEMS])
+    rows = new_rows(read_bucket(lists, bucket), Dataset(dataset).item_ids(), scored_at)
+    if carried:
+        before = read_bucket(carried, bucket).cast(LISTS)
+        rows = pa.concat_tables([rows, before.filter(pc.invert(pc.is_in(before["key"], column(rows, "key"))))])
+    expected = users.filter(pc.greater(pc.list_value_length(users[ITEMS]), 0))
+    place = pc.index_in(column(expected, USER_ID).cast(pa.string()), column(rows, "key"))
+    if place.null_count:
+        lost = expected.filter(place.is_null())[USER_ID][0]
+        raise RuntimeError(f"bucket {bucket}: {lost} has no list; delete {lists} and start the night again")
+    return rows.take(place)
+
+
+def new_rows(lists: pa.Table, item_ids: pa.StringArray, scored_at: datetime) -> pa.Table:
+    """Lists that were made tonight, of item numbers, as rows to serve."""
+    numbers, size = column(lists, ITEMS), lists.num_rows
+    ids = pa.ListArray.from_arrays(numbers.offsets, item_ids.take(numbers.values))
     columns = [
         _repeat("user", size),
-        column(table, USER_ID),
+        column(lists, USER_ID),
         ids,
-        table[SCORES],
-        table[SOURCES],
+        lists[SCORES],
+        lists[SOURCES],
         _repeat(scored_at, size),
     ]
     return pa.table(columns, names=LISTS.names).cast(LISTS)

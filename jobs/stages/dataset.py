@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from jobs.buckets import Buckets, close_bucket, data_path, read_all, write_bucket
 from jobs.config import DatasetSettings
-from jobs.dataset import AGES, BLOCKED, ITEMS_FILE, SEEN, SEGMENT, WEIGHTS, users_schema
+from jobs.dataset import AGES, BLOCKED, HISTORY, ITEMS_FILE, SEEN, SEGMENT, WEIGHTS, users_schema
 from jobs.identity import end_of
 from jobs.inputs import Inputs, RawTable
 from jobs.run import Counts, clear
@@ -26,6 +26,7 @@ from schemas.errors import InputError
 
 ITEM = "item"
 WEIGHT = "weight"
+NAME = "name"
 SMALLEST = 1e-30
 """A decayed weight stops here: a positive that underflows to 0 would come to mean "not seen"."""
 
@@ -99,15 +100,16 @@ def _holds(table: RawTable, name: str, condition: Column) -> Column:
 
 
 def _pairs(events: DataFrame, numbers: DataFrame, settings: DatasetSettings, day: date) -> DataFrame:
-    """One row a (user, item): r, the days since its latest event, and whether the item counts as seen.
+    """One row a (user, item): r, the days since its latest event, whether the item counts as seen, and a hash of all that.
 
-    Weights are summed as decimals, so that the sum does not depend on the order of rows.
+    Weights are summed as decimals, so that the sum does not depend on the order of rows. The hash is of the sum and the
+    latest event's time, which the next day finds again, and null where the item does not count as seen.
     """
     shown = (F.col(EVENT) == IMPRESSION) if settings.impressions_seen else F.lit(False)
     positive = F.col(WEIGHT) > 0
     pairs = (
-        events.join(numbers, ITEM_ID)
-        .groupBy(USER_ID, ITEM)
+        events.join(numbers.withColumn(NAME, F.xxhash64(ITEM_ID)), ITEM_ID)
+        .groupBy(USER_ID, ITEM, NAME)
         .agg(
             F.sum(F.col(WEIGHT).cast("decimal(28,9)")).cast("double").alias(WEIGHT),
             F.max(F.when(positive, F.col(TS))).alias(TS),
@@ -119,13 +121,17 @@ def _pairs(events: DataFrame, numbers: DataFrame, settings: DatasetSettings, day
     if settings.half_life_days:
         weight = weight * F.pow(F.lit(0.5), age / settings.half_life_days)
     weight = F.when(F.col(WEIGHT) > 0, F.greatest(weight, F.lit(SMALLEST)))
-    return pairs.select(USER_ID, ITEM, weight.cast("float").alias(WEIGHT), age.cast("float").alias("age"), SEEN)
+    history = F.when(F.col(SEEN), F.xxhash64(NAME, WEIGHT, TS, SEEN))
+    return pairs.select(
+        USER_ID, ITEM, weight.cast("float").alias(WEIGHT), age.cast("float").alias("age"), SEEN, history.alias(HISTORY)
+    )
 
 
 def _rows(pairs: DataFrame) -> DataFrame:
     """One row a user, its arrays ascending by item number."""
     packed = F.array_sort(F.collect_list(F.struct(ITEM, WEIGHT, "age", SEEN)))
-    users = pairs.groupBy(USER_ID).agg(packed.alias("pairs"))
+    history = F.coalesce(F.bit_xor(HISTORY), F.lit(0))
+    users = pairs.groupBy(USER_ID).agg(packed.alias("pairs"), history.alias(HISTORY))
     positive = F.filter("pairs", lambda pair: pair[WEIGHT].isNotNull())
     seen = F.filter("pairs", lambda pair: pair[SEEN])
     return users.select(
@@ -134,6 +140,7 @@ def _rows(pairs: DataFrame) -> DataFrame:
         F.transform(positive, lambda pair: pair[WEIGHT]).alias(WEIGHTS),
         F.transform(positive, lambda pair: pair["age"]).alias(AGES),
         F.transform(seen, lambda pair: pair[ITEM]).alias(SEEN),
+        HISTORY,
     )
 
 
@@ -152,12 +159,15 @@ def _for_everyone(blocks: DataFrame) -> Column:
 
 
 def _with_segments(users: DataFrame, table: RawTable | None, segments: Sequence[str]) -> DataFrame:
-    """Each user's value in each segment's column, as text; null for users that the table doesn't have."""
+    """Each user's value in each segment's column, as text, which the history's hash knows; null for users that the table
+    doesn't have."""
     if not segments:
         return users
     assert table is not None, "jobs.inputs.check_rules found the segments' columns"
     values = [F.min(F.col(column).cast("string")).alias(SEGMENT + column) for column in segments]
-    return users.join(table.mapped().groupBy(USER_ID).agg(*values), USER_ID, "left")
+    users = users.join(table.mapped().groupBy(USER_ID).agg(*values), USER_ID, "left")
+    labels = [F.col(SEGMENT + column) for column in segments]
+    return users.withColumn(HISTORY, F.xxhash64(HISTORY, *labels, *(label.isNull() for label in labels)))
 
 
 def _write(out: Path, users: DataFrame, buckets: Buckets) -> None:

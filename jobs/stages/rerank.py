@@ -3,14 +3,12 @@
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from jobs.buckets import Buckets, read_bucket
 from jobs.candidates import Entries, rank_within
 from jobs.dataset import Dataset
-from jobs.models import Users, rows_of
+from jobs.models import Users
 from jobs.run import Counts
 
 
@@ -27,13 +25,7 @@ def bucket_lists(dataset: Path, ranked: Path, n: int, bucket: int) -> pa.Table:
 
 def allowed(entries: Entries, users: Users) -> Entries:
     """The entries that their user may be shown: the same predicate that retrieve applied, once more to the merged list."""
-    return entries.take(users.eligible[entries.items] & ~among(entries, users))
-
-
-def among(entries: Entries, users: Users) -> NDArray[np.bool_]:
-    """Per entry, whether the item is seen by or blocked for its user."""
-    items = users.excluded.shape[1]
-    return np.isin(entries.row * items + entries.items, rows_of(users.excluded) * items + users.excluded.indices)
+    return entries.take(users.may_get(entries.row, entries.items))
 
 
 def shorten(entries: Entries, n: int) -> Entries:
