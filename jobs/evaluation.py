@@ -75,7 +75,8 @@ def recommend(
     segments = columns(names, everybody)
     data = run.stage("dataset", dataset.assemble, buckets, events, inputs, settings.dataset, day, segments)
     trained = run.stage("train", train.fit, data, (*names, "popular"), everybody, segments, settings.train)
-    found = run.stage("retrieve", retrieve.find, buckets, data, trained, names, settings.retrieve.candidates)
+    n, seed = settings.retrieve.candidates, settings.train.seed
+    found = run.stage("retrieve", retrieve.find, buckets, data, trained, names, n, seed, False)
     ranked = run.stage("rank", rank.blend, buckets, data, found, settings.rank, len(names))
     return run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)
 

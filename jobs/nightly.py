@@ -106,7 +106,8 @@ def lists(
     trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train)
     chosen = run.stage("due", due.select, buckets, data, origin, settings.incremental, n, day)
     scored = chosen if origin.folder else data
-    candidates = run.stage("retrieve", retrieve.find, buckets, scored, trained, models, settings.retrieve.candidates)
+    wanted, seed = settings.retrieve.candidates, settings.train.seed
+    candidates = run.stage("retrieve", retrieve.find, buckets, scored, trained, models, wanted, seed, True)
     ranked = run.stage("rank", rank.blend, buckets, scored, candidates, settings.rank, len(models))
     reranked = run.stage("rerank", rerank.rules, buckets, scored, ranked, n)
     users = run.counts("dataset")["rows"]

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from jobs import models
 from jobs.config import TrainSettings, settings_class
 from jobs.models import NONE, CandidateModel, Candidates, ItemList, Training, Users, als, popular, similar
+from jobs.models._factors import VectorSettings
 from jobs.stages.train import fit as train
 from jobs.stages.train import in_order
 from schemas.lists import ALL, KINDS
@@ -63,6 +64,8 @@ def variants() -> Iterator[Any]:
         cls = models.module(name).Settings
         yield pytest.param(Variant(name, cls(**SMALL.get(name, {}))), id=name)
         for key, field in cls.model_fields.items():
+            if getattr(models.module(name), "NEEDS_SPARK", False) and key in VectorSettings.model_fields:
+                continue  # how vectors are kept is als's code too, and a fit by Spark takes a second
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             for choice in choices:
                 if choice != field.default:

@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 
 from jobs.commands.options import config_option, failing, json_option, print_json
-from jobs.config import RootSettings, load_settings
+from jobs.config import RootSettings, load_settings, sections
 from jobs.inputs import first_line
 from jobs.run import now
 from jobs.spark import java, session
@@ -84,7 +84,12 @@ def java_version(java: str) -> tuple[int, str]:
 def check_spark(settings: RootSettings) -> str:
     """A session starts, and on every worker that answers there are Python, the project and what it needs."""
     context = session(settings.spark).sparkContext
-    needed = (*NEEDED, *(["cassandra"] if settings.store.backend == "cassandra" else []))
+    indexed = any(getattr(sections(settings)[name], "index", "") for name in settings.retrieve.models)
+    needed = (
+        *NEEDED,
+        *(["cassandra"] if settings.store.backend == "cassandra" else []),
+        *(["faiss"] if indexed else []),
+    )
     try:
         lacking = context.parallelize(range(2 * context.defaultParallelism)).map(partial(_lacks, needed)).collect()
     except Exception as error:

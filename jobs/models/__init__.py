@@ -7,7 +7,7 @@ keeps the protocol below. All of them speak dense item numbers (0 .. items - 1);
 import pkgutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -81,6 +81,11 @@ class Users:
         )
 
 
+def some(users: Users, rows: slice | NDArray[np.intp]) -> Users:
+    """Some of the users; segments stay those of all."""
+    return replace(users, weights=users.weights[rows], ages=users.ages[rows], excluded=users.excluded[rows])
+
+
 def rows_of(matrix: csr_matrix) -> NDArray[np.intp]:
     """The row of each stored entry, in their order."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
@@ -103,7 +108,8 @@ class ItemList(NamedTuple):
 
 
 class CandidateModel(Protocol):
-    """One trained model. Candidates are exact, hold no excluded or ineligible item, and break ties by the lower number."""
+    """One trained model. Candidates hold no excluded or ineligible item, and break ties by the lower number. They are exact, but
+    where a model has an index: then it is measured every night what they miss (jobs.recall)."""
 
     @classmethod
     def fit(cls, training: Training, settings: Section, fitted: Mapping[str, "CandidateModel"]) -> Self:

@@ -70,7 +70,7 @@ class Model(FactorModel):
             solver = _solver(settings, training.seed)
             solver.fit(pairs, show_progress=False)
         known = np.bincount(pairs.indices, minlength=pairs.shape[1]) > 0
-        return cls(np.ascontiguousarray(solver.item_factors, np.float32), known, settings)
+        return cls.trained(np.ascontiguousarray(solver.item_factors, np.float32), known, settings)
 
 
 def _solver(settings: Settings, seed: int) -> "AlternatingLeastSquares":

@@ -67,7 +67,7 @@ class Model(FactorModel):
                 numbers = batch["id"].to_numpy()
                 factors[numbers] = batch["features"].flatten().to_numpy().reshape(-1, settings.factors)
                 known[numbers] = True
-        return cls(factors, known, settings)
+        return cls.trained(factors, known, settings)
 
 
 def solver(settings: Settings, seed: int) -> "ALS":

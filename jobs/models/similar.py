@@ -176,7 +176,7 @@ def _cooccurrences(histories: csr_matrix, settings: Settings) -> csr_matrix:
 
 def _cosines(als: CandidateModel, neighbours: int) -> csr_matrix:
     """The cosine of item factors; items without a pair, and cosines that are not positive, count 0."""
-    factors = np.where(als.known[:, None], als.item_factors, 0.0).astype(np.float32)
+    factors = np.where(als.known[:, None], als.item_factors[:], 0.0).astype(np.float32)
     lengths = np.linalg.norm(factors, axis=1, keepdims=True)
     factors = np.divide(factors, lengths, out=np.zeros_like(factors), where=lengths > 0)
 

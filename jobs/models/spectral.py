@@ -22,10 +22,11 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from jobs.models import CandidateModel, Training, rows_of
-from jobs.models._factors import FactorModel
+from jobs.models._factors import FactorModel, VectorSettings
+from jobs.models._index import Index
+from jobs.models._kept import Factors
 from jobs.models._pairs import powered
 from jobs.search import Between, OneOf
-from schemas.settings import Section
 
 OVERSAMPLED = 10
 """Directions tried beyond those kept, so that the last ones kept are good too."""
@@ -40,7 +41,7 @@ FIRST = (
 """What `nightlist tune` tries first: the ideal low-pass filter at three widths."""
 
 
-class Settings(Section):
+class Settings(VectorSettings):
     """A low-rank filter on the history."""
 
     factors: Annotated[int, OneOf((32, 64, 128, 256, 512))] = Field(256, ge=1)
@@ -60,16 +61,19 @@ class Settings(Section):
 class Model(FactorModel):
     """`item_factors` are N ** b V S ** (p / 2); a user is the sum of those of the history, each divided by n ** 2b."""
 
+    settings_class = Settings
+
     def __init__(
         self,
-        item_factors: NDArray[np.float32],
+        item_factors: Factors,
         known: NDArray[np.bool_],
+        settings: Settings,
+        index: Index | None,
         shares: NDArray[np.float32],
-        weight_exponent: float,
     ) -> None:
         """`shares`: what an item of the history counts, one number an item (0 where nobody had it)."""
-        self.item_factors, self.known = item_factors, known
-        self.shares, self.weight_exponent = shares, weight_exponent
+        super().__init__(item_factors, known, settings, index)
+        self.shares = shares
 
     @classmethod
     def fit(cls, training: Training, settings: Settings, fitted: Mapping[str, CandidateModel] | None = None) -> Self:
@@ -84,24 +88,25 @@ class Model(FactorModel):
             vectors, values = right_vectors(normal, settings.factors, settings.iterations, training.seed)
         factors = raised[:, None] * vectors * (values / values[0]) ** (settings.value_exponent / 2)
         shares = np.where(counts > 0, raised**-2, 0)
-        return cls(factors.astype(np.float32), counts > 0, shares.astype(np.float32), settings.weight_exponent)
+        return cls.trained(factors.astype(np.float32), counts > 0, settings, shares=shares.astype(np.float32))
 
     def fold_in(self, weights: csr_matrix) -> NDArray[np.float32]:
         """Users x factors. Who has no pair gets 0."""
         ones = np.ones(weights.shape[0], np.float32)
-        return scaled(powered(weights, self.weight_exponent), ones, self.shares) @ np.asarray(self.item_factors)
+        summed = scaled(powered(weights, self.settings.weight_exponent), ones, self.shares)
+        items, columns = np.unique(summed.indices, return_inverse=True)
+        shape = (summed.shape[0], items.size)
+        return csr_matrix((summed.data, columns, summed.indptr), shape) @ self._vectors[items].astype(np.float32)
 
     def save(self, folder: Path) -> None:
-        """Each part as .npy."""
-        for name in ("item_factors", "known", "shares", "weight_exponent"):
-            np.save(folder / f"{name}.npy", getattr(self, name))
+        """One array more than others."""
+        super().save(folder)
+        np.save(folder / "shares.npy", self.shares)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Factors are memory-mapped, so that the workers of a node share them."""
-        factors = np.load(folder / "item_factors.npy", mmap_mode="r")
-        known, shares, exponent = (np.load(folder / f"{name}.npy") for name in ("known", "shares", "weight_exponent"))
-        return cls(factors, known, shares, float(exponent))
+        """What `save` wrote."""
+        return super().load(folder, shares=np.load(folder / "shares.npy"))
 
 
 def scaled(weights: csr_matrix, of_user: NDArray[np.floating], of_item: NDArray[np.floating]) -> csr_matrix:

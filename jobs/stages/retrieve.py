@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jobs import models
+from jobs import models, recall
 from jobs.buckets import Buckets
 from jobs.candidates import Entries
 from jobs.dataset import Dataset
@@ -15,9 +15,19 @@ from jobs.models import NONE, CandidateModel, Users
 from jobs.run import Counts
 
 
-def find(out: Path, buckets: Buckets, dataset: Path, trained: Path, names: Sequence[str], n: int) -> Counts:
-    """Write each user's n candidates of each model; seen, blocked and unavailable items are not among them."""
-    return {"rows": buckets.each(out, partial(bucket_candidates, dataset, trained, tuple(names), n))}
+def find(
+    out: Path, buckets: Buckets, dataset: Path, trained: Path, names: Sequence[str], n: int, seed: int, refuse: bool
+) -> Counts:
+    """Write each user's n candidates of each model; seen, blocked and unavailable items are not among them.
+
+    What indexes miss is measured first, on users drawn by `seed`. Raises Refused where that is too much, and `refuse` is set.
+    """
+    fitted = {name: load(trained, name) for name in names}
+    recalls = recall.measure(Dataset(dataset), buckets.parts, fitted, n, seed)
+    if refuse:
+        recall.refuse_low(recalls, fitted, n)
+    rows = buckets.each(out, partial(bucket_candidates, dataset, trained, tuple(names), n))
+    return {"rows": rows} | ({"recall": recalls} if recalls else {})
 
 
 def bucket_candidates(dataset: Path, trained: Path, names: tuple[str, ...], n: int, bucket: int) -> pa.Table:

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from jobs.config import DatasetSettings, TrainSettings
 from jobs.dataset import Dataset, column
-from jobs.models import NONE, CandidateModel, Candidates, Training, Users
+from jobs.models import NONE, CandidateModel, Candidates, Training, Users, some
 from schemas.columns import ITEM_ID, USER_ID
 
 PLAIN = DatasetSettings(scale="linear", half_life_days=0)
@@ -111,11 +111,6 @@ def candidates(model: CandidateModel, users: Users, n: int) -> Candidates:
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool:
         found = list(pool.map(lambda block: model.candidates(some(users, block), n), blocks))
     return Candidates(np.concatenate([each.items for each in found]), np.concatenate([each.scores for each in found]))
-
-
-def some(users: Users, rows: slice | NDArray[np.intp]) -> Users:
-    """Some of the users."""
-    return replace(users, weights=users.weights[rows], ages=users.ages[rows], excluded=users.excluded[rows])
 
 
 def _all_users(data: Dataset) -> tuple[pa.Array, Users]:

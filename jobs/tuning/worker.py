@@ -19,8 +19,8 @@ import numpy as np
 
 from jobs import models
 from jobs.config import DatasetSettings, TrainSettings, settings_class
-from jobs.models import CandidateModel
-from jobs.tuning.ground import Ground, candidates, some
+from jobs.models import CandidateModel, some
+from jobs.tuning.ground import Ground, candidates
 from schemas.errors import NightlistError
 
 MEMORY_SHARE = 0.8

@@ -87,8 +87,14 @@ def ndcg(model: FactorModel, known: csr_matrix, asked: csr_matrix) -> float:
     users = np.flatnonzero(np.diff(asked.indptr))
     seen, truth = known[users], asked[users]
     found = model.candidates(Users(seen, seen, seen, np.ones(known.shape[1], bool)), K).items
-    wanted = rows_of(truth) * known.shape[1] + truth.indices
-    hits = np.isin(np.arange(users.size)[:, None] * known.shape[1] + found, wanted) & (found >= 0)
+    return ndcg_of(found, truth)
+
+
+def ndcg_of(found: NDArray[np.int32], truth: csr_matrix) -> float:
+    """The same of lists: users x K or more items; nobody's row of `truth` is empty."""
+    found, items = found[:, :K], truth.shape[1]
+    wanted = rows_of(truth) * items + truth.indices
+    hits = np.isin(np.arange(len(found))[:, None] * items + found, wanted) & (found >= 0)
     gains: NDArray[np.float64] = 1 / np.log2(np.arange(2, K + 2))
     ideal = np.cumsum(gains)[np.minimum(np.diff(truth.indptr), K) - 1]
     return float(((hits * gains[: found.shape[1]]).sum(axis=1) / ideal).mean())
