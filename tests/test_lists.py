@@ -251,6 +251,19 @@ class TestFuse:
         assert [(i, s, r) for i, _, s, r in found] == [(5, "als+similar", 1), (6, "als", 2), (7, "similar", 3)]
         assert pytest.approx([score for _, score, _, _ in found]) == [1 / 12 + 1 / 11, 1 / 11, 1 / 12]
 
+    @pytest.mark.parametrize(
+        ("method", "expected"), [("scores", {1: 1, 2: 0.25, 3: 2, 4: 0}), ("distances", {1: 4, 2: 1, 3: 0.2, 4: 0})]
+    )
+    def test_scores_count_from_the_last_of_their_list(self, method: str, expected: dict[int, float]) -> None:
+        """By hand: `als` goes from 6 by 3 to 2, `popular` from .3 to .2 at weight 2; as shares of the way, or as the way."""
+        users: Flat = [
+            [(1, 6, "als", 1), (2, 3, "als", 2), (4, 2, "als", 3), (3, 0.3, "popular", 1), (4, 0.2, "popular", 2)]
+        ]
+        chosen = RankSettings(weights={"als": 1, "popular": 2}, method=method, short_history=0)
+        (found,) = flat_of(fuse(entries_of(users, ("als", "popular")), np.array([3]), chosen))
+
+        assert {item: score for item, score, *_ in found} == pytest.approx(expected)
+
     def test_taste_has_to_show_first(self) -> None:
         """With short_history 5, one item of history leaves popular ahead of als, and twenty put als ahead."""
         users = [{"als": [1], "popular": [2]}] * 2

@@ -6,7 +6,7 @@ the tries, and of blends that are as good as the best the one of fewest models i
 and not step by step: of models that can stand in for each other each could go, and with them all that they are good for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +21,15 @@ from jobs.tuning.ground import Ground
 from jobs.tuning.studies import Params, Study, distribution
 
 WEIGHT = "weight."
-TRIES = 300
-"""Blends that TPE proposes."""
+TRIES = 600
+"""Blends that are tried, at most, before the last steps."""
 STEPS = (0.0, 0.5, 0.75, 1.33, 2.0)
 """What each weight, and the smoothing, of the best blend is multiplied with at last."""
 ROUNDS = 3
 """Rounds of such steps, before and after models were left out."""
 LEAST = 0.0005
 """A model with such a share of the largest say has none."""
-FREE = 0.5
+FREE = 0.1
 """Models are left out as long as the blend stays within so many standard errors of the best one: nights pay for each."""
 
 
@@ -132,8 +132,15 @@ def study_of(journal_of: Callable[..., Study], pool: Pool, before: RankSettings)
 
 
 def search(pool: Pool, study: Study, before: RankSettings, go_on: Callable[[], bool]) -> Blend:
-    """The best blend that was found until `go_on` says no (each model alone is looked at in any case)."""
-    while not study.done and (go_on() or len(study.finished()) < len(study.first)):
+    """The best blend that was found until `go_on` says no (each model alone is looked at in any case).
+
+    First steps by each method from models of equal say: TPE would settle for the method that was best before any weight was.
+    """
+    while len(study.finished()) < len(study.first):
+        _try(pool, study, before)
+    for start in study.first[-len(study.ranges["method"].choices) :]:
+        _refined(pool, study, before, start, go_on, fixed=("method",))
+    while not study.done and go_on():
         _try(pool, study, before)
     params = _refined(pool, study, before, dict(study.best().params), go_on)
     kept = lean(pool, settings_of(params, before, pool)).weights
@@ -198,8 +205,15 @@ def _try(pool: Pool, study: Study, before: RankSettings, params: Params | None =
     return value
 
 
-def _refined(pool: Pool, study: Study, before: RankSettings, params: Params, go_on: Callable[[], bool]) -> Params:
-    """One parameter after the other, the best of a few steps from where it stands, as long as that helps."""
+def _refined(
+    pool: Pool,
+    study: Study,
+    before: RankSettings,
+    params: Params,
+    go_on: Callable[[], bool],
+    fixed: Container[str] = (),
+) -> Params:
+    """One parameter after the other (but those `fixed`), the best of a few steps from where it stands, as long as that helps."""
     known = {_key(each.params): each.value for each in study.finished()}
 
     def value(tried: Params) -> float:
@@ -209,7 +223,9 @@ def _refined(pool: Pool, study: Study, before: RankSettings, params: Params, go_
 
     for _ in range(ROUNDS):
         start = params
-        for key in start:
+        for key in (key for key in start if key not in fixed):
+            if key == "smoothing" and params["method"] != "ranks":
+                continue  # it says nothing there
             params = max((params, *_steps(params, key, study.ranges[key])), key=value)
         if params == start:
             break

@@ -41,7 +41,10 @@ def chosen_models(settings: RootSettings, asked: Sequence[str]) -> tuple[str, ..
             raise ConfigError(
                 f"--models: {name} is trained by Spark, minutes a trial; tune als, and see jobs/README.md"
             )
-    names = asked or [name for name in models.names() if not needs_spark(name)]
+    # Of models that give the same lists the first one stays, and every night trains `popular`.
+    names = asked or sorted(
+        (name for name in models.names() if not needs_spark(name)), key=lambda name: name != "popular"
+    )
     first = next((name for name in settings.retrieve.models if name in names), names[0])
     return (first, *(name for name in names if name != first))
 
