@@ -27,8 +27,9 @@ hypothesis_settings.register_profile("nightlist", deadline=None, derandomize=Tru
 hypothesis_settings.load_profile("nightlist")
 
 ROOT = Path(__file__).parents[1]
-SLOWEST = ("faults", "real_data", "crashes", "backfill", "cluster", "cassandra", "stores", "als_spark")
-"""Files that begin first, the slowest first, so that two processes end together."""
+SLOWEST = ("faults", "stores", "real_data", "crashes", "backfill", "cluster", "cassandra", "als_spark")
+"""Files that begin first, the slowest first, so that two processes end together. Beside `faults`, whose service has to keep
+its time, comes what mostly waits for a node."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
