@@ -24,7 +24,7 @@ from tests.commands import Ended, all_served, nightlist, process
 from tests.nights import DAY, EVENT_COLUMNS, Place, checkerboard, event, place, write_table
 
 NEXT = DAY + timedelta(days=1)
-LINE = {"run_id", "state", "users", "outcomes", "rows", "seconds", "metrics", "verdict", "error"}
+LINE = {"run_id", "state", "users", "outcomes", "rows", "lists", "seconds", "metrics", "verdict", "error"}
 
 
 @pytest.fixture(scope="module")
