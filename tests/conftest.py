@@ -27,9 +27,10 @@ hypothesis_settings.register_profile("nightlist", deadline=None, derandomize=Tru
 hypothesis_settings.load_profile("nightlist")
 
 ROOT = Path(__file__).parents[1]
-SLOWEST = ("faults", "stores", "real_data", "crashes", "backfill", "cluster", "cassandra", "als_spark")
-"""Files that begin first, the slowest first, so that two processes end together. Beside `faults`, whose service has to keep
-its time, comes what mostly waits for a node."""
+BESIDE_FAULTS = ("stores", "protocol", "fuzz")
+"""What the other process does while nodes fail under load and a service has to keep its time: none of it takes all cores."""
+SLOWEST = ("faults", *BESIDE_FAULTS, "real_data", "crashes", "backfill", "cluster", "cassandra", "als_spark")
+"""Files that begin first, the slowest first, so that two processes end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
