@@ -146,7 +146,7 @@ def test_equal_arguments_find_equal_settings(site: tuple[Path, Path, dict[str, A
 
 
 def killed_in_a_trial(train: Path, out: Path, *arguments: object) -> None:
-    """The command in a process of its own, killed once five trials are done."""
+    """The command in a process of its own, killed once three trials are done."""
     command = ["tune", "--train", train, "--budget", 10, "--out", out, "--json", *QUICK, *arguments]
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -158,7 +158,7 @@ def killed_in_a_trial(train: Path, out: Path, *arguments: object) -> None:
 
 def wait_for_trials(process: subprocess.Popen[Any], out: Path) -> None:
     deadline = time.monotonic() + 240
-    while not finished(out) >= 5:
+    while not finished(out) >= 3:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
