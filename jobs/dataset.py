@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from jobs.buckets import read_all, read_bucket
-from jobs.models import ITEM, USER, R, Training, Users
+from jobs.models import ITEM, NONE, USER, Before, R, Training, Users
 from schemas.columns import ITEM_ID, ITEMS, USER_ID
 
 if TYPE_CHECKING:
@@ -80,10 +80,19 @@ class Dataset:
         }
 
     def training(
-        self, segments: Sequence[str], seed: int, scratch: Path = Training.scratch, max_users: int | None = None
+        self,
+        segments: Sequence[str],
+        seed: int,
+        scratch: Path = Training.scratch,
+        max_users: int | None = None,
+        before: Before | None = None,
     ) -> "StoredTraining":
         """What models learn from: the users with at least one pair, a sample of them where there are more than `max_users`."""
-        return StoredTraining(self, segments, seed, scratch, max_users)
+        return StoredTraining(self, segments, seed, scratch, max_users, before)
+
+    def numbers_in(self, other: "Dataset") -> NDArray[np.int32]:
+        """Per item its number in the other dataset, or NONE."""
+        return pc.index_in(self.item_ids(), other.item_ids()).fill_null(NONE).to_numpy()
 
     def _items(self, name: str) -> pa.Array:
         return column(pq.read_table(self.folder / ITEMS_FILE, columns=[name]), name)
@@ -96,10 +105,16 @@ class StoredTraining(Training):
     """
 
     def __init__(
-        self, dataset: Dataset, segments: Sequence[str], seed: int, scratch: Path, max_users: int | None
+        self,
+        dataset: Dataset,
+        segments: Sequence[str],
+        seed: int,
+        scratch: Path,
+        max_users: int | None,
+        before: Before | None,
     ) -> None:
         self._dataset, self._segments, self.seed, self.scratch = dataset, segments, seed, scratch
-        self._max_users = max_users
+        self._max_users, self.before = max_users, before
 
     @property
     def weights(self) -> csr_matrix:

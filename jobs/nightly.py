@@ -103,7 +103,7 @@ def lists(
     kept = buckets.spark.read.parquet(str(cleaned / events.KEPT))
     data = run.stage("dataset", dataset.assemble, buckets, kept, inputs, settings.dataset, day, segments)
     run.stage("served_previous", served_previous, parent, kept, settings, day, salt=parent.run_id if parent else "")
-    trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train)
+    trained = run.stage("train", train.fit, data, everyone, sections(settings), segments, settings.train, origin.models)
     chosen = run.stage("due", due.select, buckets, data, origin, settings.incremental, n, day)
     scored = chosen if origin.folder else data
     wanted, seed = settings.retrieve.candidates, settings.train.seed

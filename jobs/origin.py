@@ -1,10 +1,11 @@
-"""Where carried lists come from: last night's run, where tonight's lists would be made in the same way."""
+"""What tonight takes from last night's run: lists that are carried, where tonight's would be made in the same way, and models to
+begin from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from jobs.config import RootSettings, digest_of
+from jobs.config import RootSettings, digest_of, sections
 from jobs.identity import code_digest
 from jobs.run import MANIFEST, RunFolder
 from schemas.runs import day_of
@@ -12,15 +13,18 @@ from schemas.runs import day_of
 
 @dataclass(frozen=True)
 class Origin:
-    """The folder of the run whose lists may be carried; without one everybody's list is made anew, and `why` says why."""
+    """`folder`: the run whose lists may be carried; without one everybody's list is made anew, and `why` says why. `models`: the
+    run whose models tonight's begin from; without one they begin anew."""
 
     folder: Path | None
     why: str = ""
+    models: Path | None = None
 
     @property
     def run_id(self) -> str | None:
-        """What the digest of a run that carries lists covers."""
-        return self.folder.name if self.folder else None
+        """What the digest of a run that takes anything covers."""
+        used = self.folder or self.models
+        return used.name if used else None
 
     @property
     def lists(self) -> Path | None:
@@ -34,7 +38,11 @@ class Origin:
 
 
 def origin_of(parent: RunFolder | None, settings: RootSettings) -> Origin:
-    """The parent, unless it was made by other settings or other code, or is damaged."""
+    """The parent: of lists unless it was made by other settings or other code, of both unless it is damaged."""
+    return replace(_of_lists(parent, settings), models=_of_models(parent, settings))
+
+
+def _of_lists(parent: RunFolder | None, settings: RootSettings) -> Origin:
     if not settings.incremental.max_age:
         return Origin(None, "incremental.max_age = 0")
     if parent is None:
@@ -47,3 +55,10 @@ def origin_of(parent: RunFolder | None, settings: RootSettings) -> Origin:
         if not parent.whole(stage):
             return Origin(None, f"{stage} of {parent.run_id} is not what was written")
     return Origin(parent.folder)
+
+
+def _of_models(parent: RunFolder | None, settings: RootSettings) -> Path | None:
+    """Models may have been made by other settings: a model looks itself whether it can use what it finds."""
+    if parent is None or not sections(settings)["als"].warm_iterations:
+        return None
+    return parent.folder if all(parent.whole(stage) for stage in ("dataset", "train")) else None

@@ -177,6 +177,25 @@ def test_other_settings_no_parent_and_damage_make_everybodys_list(nights, tmp_pa
     assert origin_of(parent, settings).run_id is None
 
 
+def test_models_begin_from_last_nights_and_the_run_says_so(nights, tmp_path):
+    """Items of last night begin where they were, new ones anew; the digest covers the parent, what is measured begins from
+    nothing, and without a whole parent so do the lists."""
+    there = place(tmp_path, events_until(DAY), retrieve={"models": ["als"]}, als={"factors": 8, "warm_iterations": 1})
+    first = there.night(DAY)
+    write_table([*events_until(NEXT), event("newcomer", "brand new", NEXT)], tmp_path / "events.parquet")
+    second = there.run(there.night(NEXT))
+    settings, parent = there.settings(), parent_of(there.settings().paths.runs, NEXT)
+
+    assert there.run(first).counts("train")["als_begun_from"] == 0
+    assert second.counts("train")["als_begun_from"] == second.counts("train")["items"] - 1 == CATALOGUE
+    assert second.within("holdout").counts("train")["als_begun_from"] == 0
+    assert second.read("manifest.json")["identity"]["parent"] == first.line()["run_id"]
+    assert origin_of(parent, there.settings("als.warm_iterations=0")).run_id is None
+    with next((parent.folder / "train").rglob("item_factors.npy")).open("ab") as damaged:
+        damaged.write(b" ")
+    assert origin_of(parent, settings).run_id is None
+
+
 def test_the_gate_looks_at_carried_lists_too(nights, tmp_path):
     """A blocked item that is planted into a carried list is a leak."""
     folder = nights.place.run(nights.second).folder

@@ -31,13 +31,23 @@ USER, ITEM, R = "user", "item", "r"
 """Columns of `Training.pairs`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """Last night's models, for one that goes on from what it had learned: `folder` holds a folder a model, `numbers` per item of
+    tonight its number of then, or NONE."""
+
+    folder: Path
+    numbers: NDArray[np.int32]
+
+
 @dataclass
 class Training:
     """All that a model may learn from, one row a user in (bucket, user_id) order.
 
     `weights`: users x items, float32, r > 0 (impressions are not in it); `ages`: the same pattern, float32, days from
     the pair's latest event to the end of the day trained on; `segments`: per column one value (or None) a user;
-    `scratch`: a folder that all Spark workers reach, for what is put aside while training.
+    `scratch`: a folder that all Spark workers reach, for what is put aside while training; `before`: where there is one to
+    begin from.
 
     A dataset on disk is jobs.dataset.StoredTraining, which reads them when a model first asks.
     """
@@ -47,6 +57,7 @@ class Training:
     segments: Mapping[str, NDArray[np.object_]]
     seed: int
     scratch: Path = Path(tempfile.gettempdir())
+    before: Before | None = None
 
     @property
     def items(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jobs import models
 from jobs.config import TrainSettings
 from jobs.dataset import Dataset
-from jobs.models import CandidateModel
+from jobs.models import Before, CandidateModel
 from jobs.run import Counts, clear
 from schemas.settings import Section
 
@@ -18,13 +18,16 @@ def fit(
     sections: Mapping[str, Section],
     segments: Sequence[str],
     settings: TrainSettings,
+    last: Path | None = None,
 ) -> Counts:
-    """Train the named models, and those that they build on, each into a folder of its name; `sections` are the models'.
+    """Train the named models, and those that they build on, each into a folder of its name; `sections` are the models', `last`
+    is the run of last night, where models may begin from its.
 
     Counts hold what the models note.
     """
     data = Dataset(dataset)
-    training = data.training(segments, settings.seed, out, settings.max_train_users)
+    before = Before(last / "train", data.numbers_in(Dataset(last / "dataset"))) if last else None
+    training = data.training(segments, settings.seed, out, settings.max_train_users, before)
     clear(out)
     fitted: dict[str, CandidateModel] = {}
     for name in in_order(names, sections):
