@@ -1,7 +1,7 @@
 """A night that kills itself with SIGKILL at one point: `python -m tests.killed_night CONFIG DAY POINT`.
 
 POINT is a stage's name (its work is done, its record is not written), `buckets` (some of retrieve's buckets are done and
-others are not) or `load` (the store is being loaded).
+others are not; Spark dies first, or its workers would do the others) or `load` (the store is being loaded).
 """
 
 import os
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from threading import Thread
+
+from pyspark import SparkContext
 
 from jobs.config import load_settings
 from jobs.manifest import Report
@@ -27,6 +29,7 @@ def die_between(count: Callable[[], int], total: int) -> None:
     """Watch the buckets' records appear, and die while some are missing."""
     while not 0 < count() < total:
         pass
+    SparkContext._gateway.proc.kill()
     die()
 
 
