@@ -1,8 +1,11 @@
 """A Spark standalone cluster of two workers, whose machines have Python's packages but not the project, into Cassandra."""
 
+import os
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +19,16 @@ from tests.nights import DAY, Place, built, checkerboard, place, read_json_line
 from tests.spark_submit import BIN, Ended, bare_environment, submit
 
 START_SECONDS = 60
+PARTS = 16
 QUICK: dict[str, dict[str, Any]] = {
+    "dataset": {"parts": PARTS},
     "retrieve": {"models": ["als", "als_spark"]},
     "als_spark": {"factors": 8, "iterations": 3},
     "holdout": {"users": 0},
 }
-"""Both implementations of ALS, trained once."""
+"""Both implementations of ALS, trained once, and enough buckets to be killed between two of them."""
+TOO_LITTLE = {"spark.executor.pyspark.memory": "256m", "spark.task.maxFailures": "1"}
+"""A limit that the kernel holds the Python workers to, and one try."""
 PRETENDS = """
 import sys
 class Version(tuple):
@@ -40,6 +47,16 @@ class Cluster:
     def executors(self) -> int:
         """How many were started so far: each has a folder of its own."""
         return len(list(self.folder.glob("worker*/app-*/*/stderr")))
+
+    def kill_executor(self) -> None:
+        """SIGKILL, to one that is at work."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended, or is somebody else's
+                ours = (process / "cwd").readlink().is_relative_to(self.folder)
+                if ours and b"CoarseGrainedExecutorBackend" in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+        raise AssertionError(f"no executor is at work in {self.folder}")
 
 
 @pytest.fixture(scope="module")
@@ -88,36 +105,62 @@ def there(tmp_path: Path, cassandra: Node, keyspace: str) -> Place:
 
 
 def submitted(
-    there: Place, master: Cluster, archive: Path | None, stranger: Path, *command: object, **environment: str
+    there: Place,
+    master: Cluster,
+    archive: Path | None,
+    stranger: Path,
+    *command: object,
+    conf: Mapping[str, str] | None = None,
+    **environment: str,
 ) -> Ended:
     """The command on the cluster, from a folder that knows nothing."""
     there.settings()
     elsewhere = there.folder / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
-    conf = {"spark.executor.memory": "512m", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-    return submit(elsewhere, master.address, archive, stranger, command, conf, **environment)
+    ours = {"spark.executor.memory": "512m", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    return submit(elsewhere, master.address, archive, stranger, command, ours | dict(conf or {}), **environment)
 
 
 def test_a_night_on_a_cluster_is_the_night_of_one_machine(
     there: Place, master: Cluster, archive: Path, stranger: Path, tmp_path: Path, spark: Any
 ) -> None:
     """Two executors that have only the archive make, load and publish the run that this process makes alone: the same
-    run_id and lists, MLlib's ALS among their models; and Cassandra holds what the Parquet holds."""
+    run_id and lists, MLlib's ALS among their models; and Cassandra holds what the Parquet holds. Nor does it matter that a
+    first start ended for want of memory, saying so, or that one of the executors is killed while it scores."""
     script = ["jobs/nightly.py", "--config", there.config, "--date", DAY, "--json"]
-    before = master.executors()
-    done = submitted(there, master, archive, stranger, *script)
+    starved = submitted(there, master, archive, stranger, *script, conf=TOO_LITTLE)
+    before, runs = master.executors(), there.settings().paths.runs
+    with ThreadPoolExecutor(1) as pool:
+        scored = pool.submit(kill_while_scoring, runs, master)
+        done = submitted(there, master, archive, stranger, *script)
     assert done.code == 0, done.stderr[-3000:]
     line = read_json_line(done.stdout)
     alone = place(tmp_path / "alone", checkerboard(), **QUICK)
     report = alone.night()
 
+    error = read_json_line(starved.stdout)["error"]
+    assert starved.code == 1
+    assert error.startswith("stage retrieve")
+    assert "a Python worker" in error
+    assert "spark.executor.pyspark.memory" in error
+    assert 0 < scored.result() < PARTS
     assert (line["run_id"], line["state"]) == (alone.run(report).run_id, "LIVE")
     assert line["run_id"] == there.live()
     made = {key: (served.items, served.scores, served.sources) for key, served in all_served(there).items()}
     assert made == {
         key: (served.items, served.scores, served.sources) for key, served in built(alone.run(report)).items()
     }
-    assert master.executors() == before + 2
+    assert master.executors() == before + 3
+
+
+def kill_while_scoring(runs: Path, master: Cluster) -> int:
+    """Kill an executor when the first buckets are scored; returns how many they are."""
+    deadline = time.monotonic() + 4 * START_SECONDS
+    while not (scored := len(list(runs.glob("*/retrieve/bucket-*.json")))):
+        assert time.monotonic() < deadline, "no bucket was scored"
+        time.sleep(0.002)
+    master.kill_executor()
+    return scored
 
 
 def test_the_doctor_finds_a_cluster_ready(there: Place, master: Cluster, archive: Path, stranger: Path) -> None:
