@@ -40,10 +40,11 @@ def command(name: str) -> click.Command:
 
 
 def options(bench: ModuleType) -> Iterator[click.Option]:
-    """One a parameter: by default what the function takes by default, or else the benchmark's ROUNDS, or 5."""
+    """One a parameter: by default what the function takes by default, or else the benchmark's ROUNDS, or 5; a flag for a bool."""
     for name, parameter in inspect.signature(bench.measure).parameters.items():
         default = getattr(bench, "ROUNDS", 5) if parameter.default is parameter.empty else parameter.default
-        yield click.Option([f"--{name.replace('_', '-')}"], default=default, show_default=True)
+        flag = isinstance(default, bool)
+        yield click.Option([f"--{name.replace('_', '-')}"], default=default, is_flag=flag, show_default=True)
 
 
 @click.group(cls=Benches)
