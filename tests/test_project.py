@@ -69,7 +69,7 @@ def test_the_readmes_commands_exist():
     from jobs.cli import COMMANDS
 
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    for readme in ("README.md", "jobs/README.md", "lookup_api/README.md"):
+    for readme in ("README.md", "jobs/README.md", "jobs/CLUSTERS.md", "lookup_api/README.md"):
         blocks = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / readme).read_text(), re.S))
         assert set(re.findall(r"^nightlist ([a-z]+)", blocks, re.M)) <= set(COMMANDS), readme
         assert set(re.findall(r"^make ([a-z]+)", blocks, re.M)) <= targets, readme
@@ -92,7 +92,8 @@ def test_the_readmes_store_is_valid(tmp_path):
     """The examples, of which one is for Cassandra, are read as they stand, but for the place of the password."""
     from jobs.config import load_settings
 
-    example = "".join(re.findall(r"```toml\n(.*?)```", (ROOT / "jobs" / "README.md").read_text(), re.S))
+    pages = "".join((ROOT / "jobs" / page).read_text() for page in ("README.md", "CLUSTERS.md"))
+    example = "".join(re.findall(r"```toml\n(.*?)```", pages, re.S))
     (tmp_path / "secret").write_text("swordfish")
     (tmp_path / "nightlist.toml").write_text(example.replace("/run/secrets/cassandra", str(tmp_path / "secret")))
 

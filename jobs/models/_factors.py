@@ -73,8 +73,8 @@ class FactorSettings(VectorSettings):
     """lambda is scaled by (a row's number of pairs) ** v."""
     alpha: Annotated[float, Between(1, 300)] = Field(10.0, gt=0)
     """Confidence of a pair is 1 + alpha * r; good values span 1 to 200."""
-    iterations: int = Field(10, ge=1)
-    """Sweeps over users and items."""
+    iterations: Annotated[int, Between(2, 30)] = Field(10, ge=1)
+    """Sweeps over users and items; where data is sparse fewer can be better: to stop early regularizes, too."""
 
 
 class FactorModel:

@@ -25,6 +25,7 @@ FIRST = (
     {"factors": 128, "regularization": 100.0, "alpha": 60.0},
     {"factors": 256, "regularization": 300.0, "alpha": 100.0},
     {"factors": 128, "regularization": 10.0, "alpha": 10.0},
+    {"factors": 128, "regularization": 10.0, "alpha": 10.0, "iterations": 3},
     {"factors": 128, "regularization": 50.0, "alpha": 15.0},
     {"factors": 64, "regularization": 1.0, "alpha": 1.0},
     {"factors": 256, "regularization": 100.0, "alpha": 30.0},

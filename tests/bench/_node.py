@@ -8,9 +8,23 @@ from pathlib import Path
 
 from tests.cassandra import Node
 
-JAVA = ("-Xms2g", "-Xmx2g", "-XX:+AlwaysPreTouch", "-XX:MaxDirectMemorySize=1g", "-XX:+UseG1GC")
-"""Compiles as in production, and has its heap from the start, as Cassandra's own jvm-server.options say: a heap whose pages the
-system hands out one by one makes collections of 20 ms last 130."""
+HEAP = ("-Xms2g", "-Xmx2g", "-XX:MaxDirectMemorySize=1g")
+SHIPPED = (
+    *(
+        "-XX:+AlwaysPreTouch",
+        "-XX:+PerfDisableSharedMem",
+        "-XX:+UseTLAB",
+        "-XX:+ResizeTLAB",
+        "-XX:+UseNUMA",
+        "-Xss256k",
+    ),
+    *("-XX:+UseG1GC", "-XX:+ParallelRefProcEnabled", "-XX:MaxTenuringThreshold=1", "-XX:G1HeapRegionSize=16m"),
+    *("-XX:G1RSetUpdatingPauseTimePercent=5", "-XX:MaxGCPauseMillis=300", "-XX:InitiatingHeapOccupancyPercent=70"),
+    *("-Dio.netty.tryReflectionSetAccessible=true", "-Dio.netty.allocator.useCacheForAllThreads=true"),
+    "-Dio.netty.allocator.maxOrder=11",
+)
+"""What Cassandra's jvm-server.options and jvm17-server.options say. It matters: without AlwaysPreTouch the system hands the heap out
+page by page, and collections of 20 ms last 130; above MaxTenuringThreshold=1 young objects are copied again and again."""
 YAML = {"memtable_heap_space": "512MiB", "memtable_offheap_space": "512MiB", "file_cache_size": "256MiB"}
 """What a node takes by default for this heap."""
 
@@ -18,7 +32,7 @@ YAML = {"memtable_heap_space": "512MiB", "memtable_offheap_space": "512MiB", "fi
 @contextmanager
 def production_node(folder: Path) -> Iterator[Node]:
     """One node while this lasts."""
-    node = Node(folder, java=JAVA, yaml=YAML)
+    node = Node(folder, java=(*HEAP, *SHIPPED), yaml=YAML)
     try:
         yield node.start()
     finally:
