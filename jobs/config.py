@@ -257,13 +257,18 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> RootSetti
 
 
 def check_models(settings: RootSettings) -> None:
-    """ConfigError for a model in [retrieve] or [rank] that jobs/models does not have, or that lacks what it builds on."""
+    """ConfigError for a model in [retrieve] or [rank] that jobs/models does not have, and for a blend of which none has a say."""
     for key, names in (("retrieve.models", settings.retrieve.models), ("rank.weights", tuple(settings.rank.weights))):
         for name in names:
             if name not in models.names():
                 raise ConfigError(f"{key}: there is no model {name!r}; known: {', '.join(models.names())}")
     if len(set(settings.retrieve.models)) < len(settings.retrieve.models):
         raise ConfigError(f"retrieve.models = {list(settings.retrieve.models)} names a model twice")
+    names, weights = settings.retrieve.models, settings.rank.weights
+    if len(names) > 1 and not any(weights.get(name, 0) > 0 for name in names):
+        raise ConfigError(
+            f"rank.weights = {weights} gives none of retrieve.models = {list(names)} a weight above 0: their lists would be in no order"
+        )
 
 
 def digest_of(settings: RootSettings) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from lookup_api import logs, runtime
-from schemas.settings import CONFIG_FILE, CONFIG_VARIABLE, load_service_settings
+from lookup_api.auth.local import check_start
+from schemas.settings import CONFIG_FILE, CONFIG_VARIABLE, load_auth_settings, load_service_settings
 
-_settings = load_service_settings(Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE))[1]
+_config = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
+_settings = load_service_settings(_config)[1]
 
 bind = f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
@@ -53,6 +55,10 @@ def on_starting(server: Any) -> None:
     """In the parent, before anything else."""
     if server.cfg.preload_app:
         raise RuntimeError("gunicorn's preload_app can't be used here: workers would share what each needs for itself")
+    auth = load_auth_settings(_config)
+    for address in server.cfg.address:
+        if auth.open and isinstance(address, tuple):  # else a socket's path
+            check_start(auth, address[0])
     runtime.begin()
 
 

@@ -39,6 +39,9 @@ def configuration(format: Format) -> dict[str, Any]:
             "gunicorn.access": {"handlers": [], "propagate": False},
             "cassandra": {"level": "WARNING"},
             "cassandra.protocol": {"level": "ERROR"},
+            "cassandra.connection": {
+                "level": "CRITICAL"
+            },  # of an answer that it can't read it logs the bytes, ids among them
         },
     }
 

@@ -102,7 +102,12 @@ class Follower:
             self._agreed_at, self._behind = self._monotonic(), False
         self._tried_at = self._monotonic()
         if self._after_refresh:
-            self._after_refresh(self)
+            try:
+                self._after_refresh(self)
+            except (
+                Exception
+            ):  # the thread goes on: an instance that follows nothing is worse than one that is not counted
+                log.exception("what is to be told of the release can't be told")
 
     def _follow(self, found: Release | None) -> None:
         current = self.current

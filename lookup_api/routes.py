@@ -147,10 +147,10 @@ def _similar(item_id: str, query: Query) -> Response:
 def _list(query: Query, *keys: ListKey) -> Response:
     """The first of `keys` that has a list; nothing is read for a client that has it already."""
     service = _service()
-    stale = service.follower().stale
+    stale, current = service.follower().stale, service.follower().current
     tags = answers.Tags(query.n, stale)
-    if same := tags.not_modified(service.release(), (SOURCES[kind] for kind, _ in keys)):
-        return same
+    if current and (same := tags.not_modified(current, (SOURCES[kind] for kind, _ in keys))):
+        return same  # without a run yet, `find` waits for one, where it counts as under way
     live, found = service.find(*keys)
     if found is None:
         raise _no_list(live, *keys)

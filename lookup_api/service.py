@@ -94,10 +94,10 @@ class Service:
         """The moment when a lookup that begins now has to be answered."""
         return time.monotonic() + self.settings.deadline_seconds
 
-    def release(self) -> Release:
-        """The release to serve. The first ones who ask wait for it, until the deadline. Raises ProblemError."""
+    def release(self, until: float | None = None) -> Release:
+        """The release to serve. The first ones who ask wait for it, by default until the deadline. Raises ProblemError."""
         follower = self.follower()
-        release = follower.current or follower.first(self.until())
+        release = follower.current or follower.first(self.until() if until is None else until)
         if release is None:
             detail = "no run was published yet, or the store can't be read; `nightlist runs` shows what there is"
             raise unavailable("no-run", detail, self.retry_seconds)
@@ -153,7 +153,7 @@ class Service:
             self._slots.append(None)
 
     def _of_one_run(self, read: Read, keys: Sequence[ListKey], until: float) -> tuple[Release, Found]:
-        release = self.release()
+        release = self.release(until)
         try:
             try:
                 return release, read(release, keys, until)

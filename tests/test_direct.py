@@ -168,6 +168,18 @@ def test_a_silent_node_is_joined_by_the_next_and_by_no_more_than_so_many() -> No
     assert told == []
 
 
+def test_no_other_node_is_asked_for_what_nobody_waits_for() -> None:
+    """When a silent node is given up, its reads fail all at once."""
+    silent, other = Node(None), Node(rows(ROW))
+    _, asked, _ = ask(silent, other)
+    asked.end()
+
+    asked._answered(silent, silent, ConnectionResetError())
+
+    assert not asked.send()
+    assert other.sent == []
+
+
 def test_an_answer_with_warnings_or_columns_is_read_too() -> None:
     """A node may warn of anything, and tells of the columns where it thinks that they have changed."""
     warned = struct.pack(">HH", 1, 4) + b"slow" + rows(ROW)

@@ -499,6 +499,25 @@ def test_a_pointer_out_of_sight_makes_answers_stale(world: World) -> None:
     follower.close()
 
 
+def test_the_release_is_followed_though_it_cannot_be_counted(world: World) -> None:
+    """What is told after a look at the pointer may fail; whoever waits for the look goes on."""
+    world.publish(RUN)
+    told: list[Follower] = []
+
+    def tell(follower: Follower) -> None:
+        told.append(follower)
+        raise OSError("no room for a gauge")
+
+    follower = Follower(SqliteReader(world.path), 0.02, after_refresh=tell)
+    follower.start()
+    assert follower.first(time.monotonic() + 5) == world.store.pointer()
+    world.publish(NEXT)
+
+    assert until(lambda: follower.current == world.store.pointer())
+    assert len(told) > 1
+    follower.close()
+
+
 def test_lists_are_served_while_the_registry_is_damaged(world: World) -> None:
     """Losing sight of the pointer costs no answer, only the promise that it is the newest."""
     world.publish(RUN)

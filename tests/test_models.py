@@ -671,19 +671,25 @@ class TestSimilar:
         """A bot with 5,000 items makes as many pairs as a user with max_history; the items kept are its latest ones."""
         ages = np.random.default_rng(3).permutation(5_000).astype(np.float32)
         training = training_of([range(5_000), [0, 1]], 5_000, ages=np.r_[ages, 0, 0])
-        cut = similar.latest(training.ages, 100)
+        cut = similar.latest(training.ages, 100, 7)
         model = similar.Model.fit(training, similar.Settings(max_history=100, neighbours=5_000))
 
         assert np.diff(cut.indptr).tolist() == [100, 2]
         assert_array_equal(np.sort(np.argsort(ages)[:100]), cut.indices[:100])
         assert model.similarities.nnz <= 100 * 99 + 2
 
-    def test_of_equally_old_items_the_lower_numbers_are_kept(self) -> None:
-        """The cut of a history is decided, whatever the order of its items."""
-        cut = similar.latest(matrix([[0, 1, 2, 3], [1, 2]], 4, [5, 1, 5, 5, 0, 9]), 2)
+    def test_of_equally_old_items_it_is_drawn_who_is_kept(self) -> None:
+        """By the seed alone, younger ones first; without times the items of low numbers are not the ones that everybody has."""
+        cuts = [similar.latest(matrix([[0, 1, 2, 3], [1, 2]], 4, [5, 1, 5, 5, 0, 9]), 2, seed) for seed in range(20)]
+        kept = [sorted(set(cut[[0]].indices.tolist()) - {1}) for cut in cuts]
+        alike = similar.latest(matrix([range(900)], 900, np.zeros(900)), 100, 7)
 
-        assert [cut[[row]].indices.tolist() for row in (0, 1)] == [[0, 1], [1, 2]]
-        assert cut.data.tolist() == [5, 1, 0, 9]
+        assert {len(others) for others in kept} == {1}
+        assert {others[0] for others in kept} == {0, 2, 3}
+        assert all(cut[[1]].indices.tolist() == [1, 2] for cut in cuts)
+        assert all(cut.data.tolist() == [1, 5, 0, 9] or cut.data.tolist() == [5, 1, 0, 9] for cut in cuts)
+        assert alike.indices.mean() > 300
+        assert_array_equal(alike.indices, similar.latest(matrix([range(900)], 900, np.zeros(900)), 100, 7).indices)
 
     def test_candidates_are_the_decayed_history_times_similarities(self) -> None:
         """score(u, j) = sum over the history of 0.5 ** (age / half-life) * s(i, j), by hand for a user with two items."""

@@ -99,6 +99,36 @@ def test_nobody_waits_past_the_end(hedge: float) -> None:
     assert TIME <= seconds < TIME + 0.2
 
 
+def test_a_plan_that_the_driver_is_walking_is_left_to_it() -> None:
+    """It tries the next node by itself at that moment, and a generator can't be asked by two."""
+
+    class Walked(Asked):
+        def send_request(self, error_no_hosts: bool = True) -> bool:
+            if self.asked:
+                raise ValueError("generator already executing")
+            return super().send_request(error_no_hosts)
+
+    session = SimpleNamespace(execute_async=lambda statement, key, **_: Walked([(2 * HEDGE, [ROW])]))
+    read = DriverRead(session, None, "one")  # type: ignore[arg-type]  # scripted
+
+    assert read_all(read, [("u",)], HEDGE, time.monotonic() + TIME) == ({("u",): ROW}, 0)
+
+
+def test_what_nobody_waits_for_is_ended() -> None:
+    """What was answered, and what was not."""
+    ended: list[str] = []
+
+    class Scripted:
+        def ask(self, key: tuple[str], tell: Callable[[Any], None]) -> Any:
+            if key == ("u",):
+                tell(ROW)
+            return SimpleNamespace(send=lambda: False, end=lambda: ended.append(key[0]))
+
+    read_all(Scripted(), [("u",), ("v",)], 0.0, time.monotonic() + HEDGE)
+
+    assert ended == ["u", "v"]
+
+
 def test_what_comes_too_late_is_nobodys() -> None:
     """An answer after the end is not waited for, and hurts nobody."""
     assert isinstance(read({"u": [(TIME + 0.1, [ROW])]}, 0.0)[0]["u"], OperationTimedOut)

@@ -325,22 +325,22 @@ def test_what_went_well_is_not_logged_by_default(start: Start) -> None:
     ]
 
 
-def test_preloading_is_refused(tmp_path: Path) -> None:
-    """Metrics, connections and threads belong to a worker."""
+@pytest.mark.parametrize(
+    ("host", "preload", "told"),
+    [("127.0.0.1", ["--preload"], "preload_app can't be used"), ("0.0.0.0", [], "'0.0.0.0' is no loopback address")],
+    ids=["preloaded", "open to all"],
+)
+def test_gunicorn_does_not_start(tmp_path: Path, host: str, preload: list[str], told: str) -> None:
+    """Metrics, connections and threads belong to a worker; and in open mode nobody asks from elsewhere."""
     config = tmp_path / "nightlist.toml"
-    config.write_text("[serve]\nport = 9\n")
-    command = [
-        str(Path(sys.executable).parent / "gunicorn"),
-        "-c",
-        "python:lookup_api.gunicorn_conf",
-        "--preload",
-        "lookup_api:create_app()",
-    ]
+    config.write_text("[serve]\nport = 9\n[auth]\nopen = true\n")
+    gunicorn = str(Path(sys.executable).parent / "gunicorn")
+    command = [gunicorn, "-c", "python:lookup_api.gunicorn_conf", *preload, "lookup_api:create_app()"]
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        bind = f"--bind=127.0.0.1:{found.getsockname()[1]}"
+        found.bind((host, 0))
+        bind = f"--bind={host}:{found.getsockname()[1]}"
     environment = {**os.environ, "NIGHTLIST_CONFIG": str(config)}
     done = subprocess.run([*command, bind], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
 
     assert done.returncode == 1
-    assert "preload_app can't be used" in done.stderr
+    assert told in done.stderr

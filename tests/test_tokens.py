@@ -114,6 +114,7 @@ FORGED: dict[str, Callable[[], str]] = {
     "a body that is no object": lambda: jwt.api_jws.encode(b'["u"]', OURS.keys["ES256"], "ES256", {"kid": "ES256"}),
     "a body that is no JSON": lambda: jwt.api_jws.encode(b"u", OURS.keys["ES256"], "ES256", {"kid": "ES256"}),
     "a deep body": lambda: jwt.api_jws.encode(b"[" * 5000, OURS.keys["ES256"], "ES256", {"kid": "ES256"}),
+    "a deep header": lambda: base64.urlsafe_b64encode(b"[" * 5000).decode() + "..",
     "too long": lambda: OURS.token("u", name="x" * 9000),
     "nothing": lambda: "",
     "dots": lambda: "..",

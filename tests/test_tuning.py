@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from scipy.sparse import csr_matrix
 
 from jobs import models
 from jobs.candidates import Entries
+from jobs.commands.tune import Search
 from jobs.config import DatasetSettings, RankSettings, TrainSettings, load_settings
 from jobs.models import NONE, Candidates, Training, Users, als
 from jobs.progress import Progress
@@ -230,6 +232,21 @@ class TestBlend:
 
         assert set(lean(pool, chosen).weights) == {"als", "popular"}
         assert adds(pool, lean(pool, chosen))["popular"] > 0.2
+
+    def test_a_model_that_adds_next_to_nothing_goes(self) -> None:
+        """Who is right about one user of 4,000 goes, about four stays; both gains are certain."""
+        users = 4_000
+        held, histories = [[u % 4] for u in range(users)], [[7]] * users
+        good = Candidates(np.array([[u % 4] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
+        for right, kept in (1, {"als"}), (4, {"als", "similar"}):
+            good.items[:right] = 5
+            other = Candidates(np.full((users, 1), NONE, np.int32), np.zeros((users, 1), np.float32))
+            other.items[:right, 0] = np.arange(right) % 4
+            pool = Pool({"als": good, "similar": other}, ground(held, histories), 1)
+
+            found = lean(pool, RankSettings(weights={"als": 0.9, "similar": 1.0}, method="ranks", short_history=0))
+
+            assert set(found.weights) == kept, right
 
     def test_models_that_stand_in_for_each_other_do_not_all_go(self) -> None:
         """Two that give the same lists: one goes, and the other stays with what only it can find."""
@@ -629,6 +646,7 @@ class TestTrials:
 
         assert "died" in found.left_out["als"]
         assert "died" in searching().left_out["als"]
+        assert searching(minutes=600).left_out == {}, "it may have been the time"
 
     def test_equal_parameters_are_fitted_once(self, searching: Callable[..., Models], worker: Worker) -> None:
         found = searching()
@@ -639,6 +657,54 @@ class TestTrials:
 
         assert worker._process is None
         assert [trial.value for trial in found.studies["als"].finished()] == [found.best()["als"].value] * 2
+
+
+class TestSearch:
+    """What comes after the trials."""
+
+    @pytest.fixture
+    def search(self, tmp_path: Path) -> Search:
+        """Of ease, which takes 100 s to fit, and als, which takes 200, with 250 s to go; both are as good as fitted at once."""
+        best = {name: SimpleNamespace(value=value) for name, value in (("ease", 0.3), ("als", 0.2))}
+        deadlines: list[float] = []
+
+        def asked(what: str, arguments: dict[str, Any], deadline: float) -> None:
+            deadlines.append(deadline)
+            if what == "lists":
+                np.savez(arguments["path"], items=np.zeros((1, 1), np.int32), scores=np.zeros((1, 1), np.float32))
+
+        models: Any = SimpleNamespace(
+            best=lambda: best,
+            found=lambda: load_settings(None),
+            costs=lambda name: (100.0 if name == "ease" else 200.0, 0.0),
+            about={"users": 1, "everybody": 1},
+            asked=asked,
+            deadlines=deadlines,
+        )
+        files = Files(tmp_path / "F.toml")
+        files.work.mkdir()
+        budget = Budget(tmp_path / "clock.json", 250 / 60)
+        return Search(files, load_settings(None), ("ease", "als"), 1, 7, budget, Progress(), models)
+
+    def test_a_model_that_there_is_no_time_for_leaves_the_better_ones_theirs(self, search: Search) -> None:
+        """The best one has the time that is left beside its own measurement, the next would need more."""
+        search.blended()
+
+        assert search.fitted == ("ease",)
+        assert search.models.deadlines == [pytest.approx(130, abs=5)] * 2
+
+    def test_the_best_model_gets_what_it_takes(self, search: Search) -> None:
+        search.budget.seconds = 60
+
+        assert search.lists("ease", ("ease",)) is not None
+        assert search.models.deadlines == [pytest.approx(130, abs=5)] * 2
+
+    def test_what_was_measured_stays_where_going_on_is_stopped(self, search: Search) -> None:
+        """By Ctrl-C before there is a blend again; models are not even looked at."""
+        search.result.write_text("{}")
+        search.stopped()
+
+        assert not search.files.out.exists()
 
 
 class TestFiles:
@@ -671,6 +737,12 @@ class TestFiles:
         ):
             pass
         with pytest.raises(ConfigError, match=r"ends with \.toml"), Files(tmp_path / "F").claimed(self.ARGUMENTS):
+            pass
+        (tmp_path / "ml.train.parquet").write_text("what is to be trained on")
+        with (
+            pytest.raises(ConfigError, match=r"ml\.train\.parquet exists already"),
+            Files(tmp_path / "ml.toml").claimed(self.ARGUMENTS),
+        ):
             pass
 
     def test_two_at_once_are_refused(self, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from jobs import models
 from jobs.buckets import Buckets
 from jobs.commands.options import as_json_line, json_option, set_option
-from jobs.config import EventsSettings, RootSettings, load_settings
+from jobs.config import EventsSettings, RootSettings, check_models, load_settings
 from jobs.evaluation import recommend, score
 from jobs.inputs import Inputs, RawTable, read_frame, table_of
 from jobs.progress import Progress, Terminal
@@ -59,13 +59,15 @@ def choose(settings: RootSettings, model: str | None, k: int) -> RootSettings:
             )
         names = (model,)
     n = max(settings.retrieve.candidates, k)
-    return settings.model_copy(
+    chosen = settings.model_copy(
         update={
             "retrieve": settings.retrieve.model_copy(update={"models": names, "candidates": n}),
             "rerank": settings.rerank.model_copy(update={"n": max(settings.rerank.n, k)}),
             "holdout": settings.holdout.model_copy(update={"k": k}),
         }
     )
+    check_models(chosen)
+    return chosen
 
 
 def cleaned(run: RunFolder, known: RawTable, settings: RootSettings, day: date) -> DataFrame:

@@ -16,6 +16,7 @@ from jobs.buckets import Buckets
 from jobs.commands.evaluate import BLEND, choose, cleaned, events_of, for_files, measure, new_pairs
 from jobs.commands.options import Terminated, as_json_line, interruptible, json_option, set_option, terminable
 from jobs.config import RootSettings, TrainSettings, digest_of, load_settings
+from jobs.identity import code_digest
 from jobs.inputs import Inputs
 from jobs.models import Candidates
 from jobs.progress import Progress, Terminal
@@ -37,6 +38,8 @@ from schemas.errors import ConfigError, InputError, NightlistError
 
 EVALUATION = 2.5
 """What `evaluate` costs next to fitting and judging, in times of its first two stages, which were done once already."""
+SOON = 10.0
+"""Seconds that any fit may take, to start what fits it, too."""
 BLEND_SHARE, BLEND_SECONDS = 0.1, 120.0
 """What is kept for the blend: of the budget, and at most."""
 
@@ -61,6 +64,8 @@ class Search:
     models: Models | None = None
     blend: Blend | None = None
     blend_study: Study | None = None
+    fitted: tuple[str, ...] = ()
+    """Models that the blend was found of."""
 
     @property
     def run(self) -> RunFolder:
@@ -78,7 +83,9 @@ class Search:
         kept = cleaned(self.run, known, settings, day)
         self.run.stage("dataset", dataset.assemble, buckets, kept, Inputs(known, None, None, None), plain, day)
         if not self.pairs.exists():
-            pq.write_table(new_pairs(known, asked), self.pairs)
+            draft = self.pairs.with_suffix(".draft")
+            pq.write_table(new_pairs(known, asked), draft)
+            draft.replace(self.pairs)
         self.budget.save()
 
     def search(self) -> None:
@@ -110,28 +117,44 @@ class Search:
             worker.end()
 
     def blended(self) -> None:
-        """Fit each model once more as it was best, and search the blend of their candidates."""
+        """Fit each model once more as it was best, the best one first, and search the blend of their candidates."""
         if not self.models.best():
             self.progress.note(
                 "no trial ended in time: the settings stay as they were; a larger --budget goes on from here"
             )
-        found = {name: lists for name in self.models.best() if (lists := self.lists(name))}
+        found: dict[str, Candidates] = {}
+        for name in self.models.best():
+            if (lists := self.lists(name, (*found, name))) is not None:
+                found[name] = lists
+        self.fitted = tuple(found)
         if len(found) > 1:
             pool = Pool(found, Ground.load(*self._ground), self.k)
             key = _key([fit_sections(self.models.found(), name) for name in found])  # other candidates, another blend
             study = partial(Study, self.files.journal, f"{BLEND}-{key}", seed=self.seed)
             self.blend_study = study_of(study, pool, self.settings.rank)
-            self.blend = search(pool, self.blend_study, self.settings.rank, self._time_to_blend)
-            self.progress.note(f"{BLEND:<12} NDCG@{self.k} {self.blend.value:.4f}   {self.budget.told()}")
+            blend = search(pool, self.blend_study, self.settings.rank, self._time_to_blend)
+            self.progress.note(f"{BLEND:<12} NDCG@{self.k} {blend.value:.4f}   {self.budget.told()}")
+            better = [
+                name for name, trial in self.models.best().items() if name not in found and trial.value > blend.value
+            ]
+            self.blend = None if better else blend
+            if better:
+                self.progress.note(f"{better[0]:<12} is better alone")
 
-    def lists(self, name: str) -> Candidates | None:
-        """The candidates of the users that are judged, by the model under the settings found; None where that is no longer possible."""
+    def lists(self, name: str, beside: Sequence[str]) -> Candidates | None:
+        """The candidates of the users that are judged, by the model under the settings found; None where that is no longer possible,
+        or leaves no time to measure a blend of the models `beside` it and its own; the first one gets what it takes."""
         sections = fit_sections(self.models.found(), name)
         path = self.files.work / f"lists-{name}-{_key(sections)}.npz"
         n = choose(self.settings, None, self.k).retrieve.candidates
         try:
             if not path.exists():
-                deadline = self.budget.used + max(self.budget.left - self._evaluation(), 10.0)
+                fit, user = self.models.costs(name)
+                needed = MARGIN * (fit + user * self.models.about["users"])
+                left = self.budget.left - self._evaluation(beside)
+                if needed > left and len(beside) > 1:
+                    raise Failed("there is no time left to fit it once more, and again when the blend is measured")
+                deadline = self.budget.used + max(left, needed, SOON)
                 self.models.asked("fit", {"name": name, "sections": sections}, deadline)
                 self.models.asked("lists", {"n": n, "path": str(path)}, deadline)
         except Failed as error:
@@ -164,8 +187,8 @@ class Search:
         return choose(load_settings(self.files.out), None, self.k)
 
     def stopped(self) -> None:
-        """Write the best so far."""
-        if self.models:
+        """Write the best so far; what a smaller budget found and measured stays."""
+        if self.models and not self.result.exists():
             self.files.unlock()
             self.models.open()
             self.blend_study = None
@@ -183,8 +206,14 @@ class Search:
     def reserved(self, models: Models) -> float:
         """Seconds that are to be left for what comes after the models' search."""
         again = sum(fit + user * models.about["users"] for fit, user in map(models.costs, models.best()))
-        after = MARGIN * again + min(BLEND_SHARE * self.budget.seconds, BLEND_SECONDS) + self._evaluation()
+        blend = min(BLEND_SHARE * self.budget.seconds, BLEND_SECONDS)
+        after = MARGIN * again + blend + self._evaluation(tuple(models.best()))
         return min(after, self.budget.seconds / 2)  # a short budget is better spent late than on nothing
+
+    @property
+    def result(self) -> Path:
+        """What was measured in the end, of F.toml as it stands."""
+        return self.files.work / "result.json"
 
     @property
     def pairs(self) -> Path:
@@ -195,14 +224,14 @@ class Search:
     def _ground(self) -> tuple[Path, Path, int, TrainSettings]:
         return self.files.work / "dataset", self.pairs, self.seed, self.settings.train
 
-    def _evaluation(self) -> float:
-        """Seconds that the last evaluation will take: all models of the blend, all users."""
+    def _evaluation(self, names: Sequence[str]) -> float:
+        """Seconds that the last evaluation of a blend of these models will take: all users."""
         stages = sum(record.seconds for name in ("events", "dataset") if (record := self.run.record(name)))
-        costs, everybody = map(self.models.costs, self.models.best()), self.models.about["everybody"]
+        costs, everybody = map(self.models.costs, names), self.models.about["everybody"]
         return EVALUATION * stages + MARGIN * sum(fit + user * everybody for fit, user in costs)
 
     def _time_to_blend(self) -> bool:
-        return self.budget.left > self._evaluation()
+        return self.budget.left > self._evaluation(self.fitted)
 
     def _split(self, events: Any) -> None:
         record, files = self.files.work / "split.json", (self.files.train, self.files.valid)
@@ -232,16 +261,16 @@ def find(train: Path, search: Search) -> dict[str, Any]:
 
     Ctrl-C and SIGTERM leave the best so far in F.toml.
     """
-    files, result = search.files, search.files.work / "result.json"
+    files, result = search.files, search.result
     before = read_json(result)
     if before and before["minutes"] * 60 >= search.budget.seconds and files.out.exists():
         search.progress.note(f"this search is done; a larger --budget than {before['minutes']:g} goes on with it")
         return dict(before["found"])
-    result.unlink(missing_ok=True)
     search.prepare(train)
     with interruptible(Stopped(f"stopped; {files.out} holds the best so far, and the same command goes on from there")):
         try:
             search.search()
+            result.unlink(missing_ok=True)
             measured = measure(files.train, files.valid, search.write("not measured yet"), search.progress.quiet())
         except (KeyboardInterrupt, Terminated):
             search.stopped()
@@ -304,6 +333,7 @@ def tune(
         files = Files(out)
         arguments = {
             "train": identity(train),
+            "code": code_digest(),
             "settings": digest_of(settings),
             "models": list(names),
             "k": k,

@@ -87,7 +87,7 @@ class Model:
         if settings.method == "factors":
             similarities = _cosines(fitted["als"], settings.neighbours)
         else:
-            ages = latest(training.ages, settings.max_history)
+            ages = latest(training.ages, settings.max_history, training.seed)
             histories = normalised(ages, settings.half_life_days, settings.user_exponent)
             similarities = _cooccurrences(histories, settings)
         return cls(similarities, settings.history_half_life_days)
@@ -124,13 +124,14 @@ class Model:
         return cls(similarities, float(np.load(folder / "half_life.npy")))
 
 
-def latest(ages: csr_matrix, max_history: int) -> csr_matrix:
-    """The same ages, only of each user's `max_history` latest items (the lower number first on a tie)."""
+def latest(ages: csr_matrix, max_history: int, seed: int) -> csr_matrix:
+    """The same ages, only of each user's `max_history` latest items; who is first on a tie is drawn: where nothing has a time, the
+    items of the lowest numbers would have all the pairs of those who have many."""
     lengths = np.diff(ages.indptr)
     if lengths.max(initial=0) <= max_history:
         return ages
     user_of = np.repeat(np.arange(lengths.size), lengths)
-    order = np.lexsort((ages.indices, ages.data, user_of))
+    order = np.lexsort((np.random.default_rng(seed).permutation(ages.nnz), ages.data, user_of))
     rank = np.arange(order.size) - np.repeat(ages.indptr[:-1], lengths)
     kept = np.sort(order[rank < max_history])
     indptr = np.r_[0, np.cumsum(np.minimum(lengths, max_history))]

@@ -82,7 +82,7 @@ def publish(publisher: Publisher, run: RunFolder, lists: BuiltLists, progress: P
     """Make a built run, whose lists these are, the live one, from whatever state an earlier try left it in; without effect when it is live.
 
     What publishers that died left of other runs is settled and dropped first. Raises Refused for a run that may not be
-    published, NotAsBuilt, StoreUnavailable, StaleFence; never after the flip.
+    published, NotAsBuilt, StoreUnavailable, StaleFence, never after the flip; OSError where the run's folder can't be written to.
     """
     try:
         settle(publisher)

@@ -68,9 +68,10 @@ class CassandraStore(RegistryStore):
         that is none."""
         table = lists_table(self.settings, run_id)
         self._read().check_loading(run_id, fence)
-        if not resume:
+        known = self._table_id(run_id)
+        if known and not resume:  # a coordinator that stood still with a DROP in its hands would carry it out later
             self._ddl("drop", table, progress)
-        self._ddl("lists", table, progress, self._table_id(run_id) if resume else None)
+        self._ddl("lists", table, progress, known if resume else None)
         try:
             write = partial(write_parts, self.settings, table, fence)
             if (table_id := self._table_id(run_id)) is None:

@@ -29,8 +29,9 @@ ROUNDS = 3
 """Rounds of such steps, before and after models were left out."""
 LEAST = 0.0005
 """A model with such a share of the largest say has none."""
-FREE = 0.1
-"""Models are left out as long as the blend stays within so many standard errors of the best one: nights pay for each."""
+FREE, LITTLE = 0.1, 0.0005
+"""Models are left out as long as the blend stays within so many standard errors of the best one, or within such a share of its
+figure: nights pay for each, and a gain that is certain may still be next to nothing."""
 
 
 class Pool:
@@ -142,12 +143,20 @@ def search(pool: Pool, study: Study, before: RankSettings, go_on: Callable[[], b
         _refined(pool, study, before, start, go_on, fixed=("method",))
     while not study.done and go_on():
         _try(pool, study, before)
-    params = _refined(pool, study, before, dict(study.best().params), go_on)
-    kept = lean(pool, settings_of(params, before, pool)).weights
-    params |= {f"{WEIGHT}{name}": 0.0 for name in pool.names if name not in kept}
-    chosen = settings_of(_refined(pool, study, before, params, go_on), before, pool)
+    chosen = _leaner(pool, study, before, dict(study.best().params), go_on)
     alone = {name: float(pool.gains(only(chosen, name)).mean()) for name in pool.names}
     return Blend(chosen, float(pool.gains(chosen).mean()), alone, adds(pool, chosen))
+
+
+def _leaner(pool: Pool, study: Study, before: RankSettings, params: Params, go_on: Callable[[], bool]) -> RankSettings:
+    """The best that steps from `params` lead to, without the models that it can do without; other weights may make others so."""
+    params = _refined(pool, study, before, params, go_on)
+    chosen = settings_of(params, before, pool)
+    kept = lean(pool, chosen).weights
+    if kept.keys() == chosen.weights.keys():
+        return chosen
+    fewer = params | {f"{WEIGHT}{name}": 0.0 for name in pool.names if name not in kept}
+    return _leaner(pool, study, before, fewer, go_on)
 
 
 def settings_of(params: Params, before: RankSettings, pool: Pool) -> RankSettings:
@@ -173,7 +182,7 @@ def lean(pool: Pool, best: RankSettings) -> RankSettings:
     while len(chosen.weights) > 1:
         fewer = max((without(chosen, name) for name in chosen.weights), key=lambda each: pool.gains(each).mean())
         lost = whole - pool.gains(fewer)
-        if lost.mean() > FREE * lost.std() / np.sqrt(lost.size):
+        if lost.mean() > max(FREE * lost.std() / np.sqrt(lost.size), LITTLE * whole.mean()):
             break
         chosen = fewer
     return chosen

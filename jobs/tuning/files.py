@@ -59,13 +59,17 @@ class Files:
         """Keep others out, and other arguments.
 
         Raises:
-            ConfigError: `out` is somebody else's file, or belongs to a search with other arguments.
+            ConfigError: `out`, or a part that would be written beside it, is somebody else's, or belongs to a search with other
+                arguments.
             Busy: another process is at it.
         """
         if self.out.suffix != ".toml":
             raise ConfigError(f"--out {self.out}: expected a name that ends with .toml")
-        if self.out.exists() and not self.work.exists():
-            raise ConfigError(f"--out {self.out} exists already, and is no search to go on with; take another name")
+        theirs = next((path for path in (self.out, self.train, self.valid) if path.exists()), None)
+        if theirs and not self.work.exists():
+            raise ConfigError(
+                f"--out {self.out}: {theirs} exists already, and is of no search to go on with; take another name"
+            )
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("w") as handle:
             try:

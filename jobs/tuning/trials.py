@@ -72,7 +72,8 @@ class Models:
             found = ranges(self.settings, name, name == self.names[0], self.about)
             first = first_tries(self.settings, name, found)
             self.studies[name] = Study(self.journal, name, found, first, self.seed)
-            if why := self.studies[name].study.user_attrs.get(LEFT_OUT):
+            why, until = self.studies[name].study.user_attrs.get(LEFT_OUT, (None, None))
+            if why and (until is None or self.budget.seconds <= until):
                 self.left_out[name] = why
             self.spent[name] = sum(trial.user_attrs.get("seconds", 0.0) for trial in self.studies[name].finished())
 
@@ -215,7 +216,7 @@ class Models:
         if best is None and len(finished) >= GIVEN_UP:
             self._leave_out(name, reasons[-1])
         elif len(finished) == 1 and best and (twin := self._twin(name, best)):
-            self._leave_out(name, f"gives what {twin} gives here")
+            self._leave_out(name, f"gives what {twin} gives here", for_ever=True)
         elif reasons[-GIVEN_UP:] == ["would take too long"] * GIVEN_UP:
             study.most = len(finished)
         if best and best != before and name not in self.left_out:
@@ -223,9 +224,10 @@ class Models:
                 f"{name:<12} trial {len(finished):>3} of {study.most:<3}  NDCG@{self.k} {best.value:.4f}   {self.budget.told()}"
             )
 
-    def _leave_out(self, name: str, why: str) -> None:
+    def _leave_out(self, name: str, why: str, for_ever: bool = False) -> None:
+        """A larger budget tries it again, unless it is `for_ever`."""
         self.left_out[name] = why
-        self.studies[name].study.set_user_attr(LEFT_OUT, why)
+        self.studies[name].study.set_user_attr(LEFT_OUT, (why, None if for_ever else self.budget.seconds))
         self.progress.note(f"{name:<12} left out: {why}")
 
     def _twin(self, name: str, best: FrozenTrial) -> str | None:

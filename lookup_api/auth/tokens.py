@@ -74,7 +74,7 @@ class Tokens:
             )
         except jwt.InvalidTokenError as error:
             raise BadToken(REASONS.get(type(error), NOT_VALID)) from None
-        except KeyError:
+        except (KeyError, RecursionError):  # of a kid that is not known; of a header of brackets in brackets
             raise BadToken(NOT_VALID) from None
 
     def _remember(self, digest: bytes, principal: Principal, ends_at: float) -> None:

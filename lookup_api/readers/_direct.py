@@ -108,6 +108,10 @@ class Asked:
                     return True
         return False
 
+    def end(self) -> None:
+        """Nobody waits for it any more. A frozen node's reads fail together when it is given up, and would all go to the next one."""
+        self._nodes.clear()
+
     def _send(self, pool: Any) -> bool:
         connection = None
         try:

@@ -22,6 +22,9 @@ class Asked(Protocol):
     def send(self) -> bool:
         """Send it to the next node of its plan, too; False where there is none."""
 
+    def end(self) -> None:
+        """Nobody waits for it any more: it is sent to no other node."""
+
 
 class Read(Protocol):
     """Finds one row by its key."""
@@ -49,8 +52,14 @@ class _Sent:
 
     def send(self) -> bool:
         # As the driver's own speculative execution does; False: there may be no node left.
-        sent: bool = self._future.send_request(error_no_hosts=False)
+        try:
+            sent: bool = self._future.send_request(error_no_hosts=False)
+        except ValueError:  # the driver is just taking the next node of this very plan, a generator, by itself
+            return False
         return sent
+
+    def end(self) -> None:
+        """The driver's own retries are few."""
 
 
 def read_all(read: Read, keys: Iterable[Key], hedge_seconds: float, until: float) -> tuple[dict[Key, Reply], int]:
@@ -81,6 +90,8 @@ def read_all(read: Read, keys: Iterable[Key], hedge_seconds: float, until: float
             open_[key] -= 1
             if not (isinstance(reply, Exception) and open_[key]):
                 del open_[key]
+    for each in asked.values():
+        each.end()
     for key in asked.keys() - found.keys():
         found[key] = OperationTimedOut({"every node that was asked": "no answer in time"})
     return found, hedges

@@ -186,6 +186,6 @@ def decode(row: ListRow) -> ServedList:
     kind, key, items, scores, sources, scored_at = row
     if None in (items, scores, sources, scored_at):
         raise RunUnreadable(
-            f"a list of kind {kind} has no items, scores, sources or time; publish the run again or roll back"
+            f"a list of kind {kind} has no items, scores, sources or time; roll back, or publish another run"
         )
     return ServedList(kind, key, tuple(items), tuple(scores), tuple(sources), utc(scored_at))

@@ -249,7 +249,7 @@ def _read_registry(path: Path, read: Callable[[sqlite3.Connection], Answer]) -> 
 
 
 def _unreadable(path: Path, error: Exception) -> RunUnreadable:
-    return RunUnreadable(f"{path} can't be read: {error}; publish the run again or roll back")
+    return RunUnreadable(f"{path} can't be read: {error}; roll back, or publish another run")
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
