@@ -129,8 +129,8 @@ class RankSettings(Section):
     """Weight of each candidate model in the blend; a model that is not named counts 0."""
     method: Annotated[Literal["ranks", "scores", "distances"], OneOf(("ranks", "scores", "distances"))] = "ranks"
     """What a place in a model's list is worth: by its rank, weight / (smoothing + rank); by its score, as a share of the way from
-    the list's last score to its first; or by that way's own length, so that a model counts more for whom it is surer of, and
-    weights have to make up for the models' different scales."""
+    the list's last score to its first; or by that way's own length, in the model's median one, so that a model counts more for
+    whom it is surer of."""
     smoothing: Annotated[float, Between(1, 100)] = Field(10.0, ge=0)
     """The k of reciprocal rank fusion, weight / (k + rank): the larger, the less the first places stand out."""
     short_history: Annotated[float, OneOf((0.0, 1.0, 2.0, 5.0, 10.0, 20.0))] = Field(5.0, ge=0)

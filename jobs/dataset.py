@@ -57,6 +57,11 @@ class Dataset:
         """Per item, whether anybody may be shown it: available, and not blocked for everyone."""
         return self._items("eligible").to_numpy(zero_copy_only=False)
 
+    @property
+    def parts(self) -> int:
+        """Buckets that are there."""
+        return len(list(self.folder.glob("bucket-*.parquet")))
+
     def bucket(self, number: int) -> tuple[pa.StringArray, Users]:
         """The users of one bucket: ids, and what models need to find them candidates."""
         rows = read_bucket(self.folder, number)

@@ -22,6 +22,7 @@ from jobs.models import CandidateModel, columns
 from jobs.models.popular import Model as Popular
 from jobs.run import Counts, RunFolder
 from jobs.stages import dataset, rank, rerank, retrieve, train
+from jobs.units import Proposers
 from schemas.columns import ITEM_ID, ITEMS, TS, USER_ID
 from schemas.lists import ALL
 from schemas.settings import Section
@@ -77,7 +78,8 @@ def recommend(
     trained = run.stage("train", train.fit, data, (*names, "popular"), everybody, segments, settings.train)
     n, seed = settings.retrieve.candidates, settings.train.seed
     found = run.stage("retrieve", retrieve.find, buckets, data, trained, names, n, seed, False)
-    ranked = run.stage("rank", rank.blend, buckets, data, found, settings.rank, len(names))
+    proposers = Proposers(data, trained, names, n, seed)
+    ranked = run.stage("rank", rank.blend, buckets, data, found, proposers, settings.rank)
     return run.stage("rerank", rerank.rules, buckets, data, ranked, settings.rerank.n)
 
 
@@ -127,7 +129,7 @@ def _personal(lists: Path, item_ids: pa.StringArray) -> Iterator[pa.Table]:
 def _by_model(data: Dataset, model: CandidateModel, k: int) -> Iterator[pa.Table]:
     """One model's lists of the dataset's users."""
     item_ids = data.item_ids()
-    for bucket in range(len(list(data.folder.glob("bucket-*.parquet")))):
+    for bucket in range(data.parts):
         user_ids, users = data.bucket(bucket)
         entries = retrieve.merge(users, {"": model}, k)
         yield _with_ids(entries.table(user_ids), item_ids)

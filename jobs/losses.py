@@ -80,7 +80,7 @@ def _explained(error: Exception) -> tuple[str, str] | None:
     if isinstance(error, MemoryError):
         return (
             "this process, the driver, ran out of memory",
-            "learn from fewer users (train.max_train_users), or give it more",
+            "learn from fewer users (train.max_train_users) or, with ease, of fewer items (ease.max_items), or give it more",
         )
     if isinstance(error, ConnectionError):
         return GONE

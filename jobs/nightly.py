@@ -32,6 +32,7 @@ from jobs.run import MANIFEST, ROLLED_BACK, STARTED, RunFolder, now, parent_of
 from jobs.spark import session
 from jobs.stages import build, dataset, due, events, gate, publish, rank, rerank, retrieve, train
 from jobs.stores import open_store
+from jobs.units import Proposers
 from lookup_api.readers import open_reader
 from schemas.runs import RunState
 
@@ -108,7 +109,8 @@ def lists(
     scored = chosen if origin.folder else data
     wanted, seed = settings.retrieve.candidates, settings.train.seed
     candidates = run.stage("retrieve", retrieve.find, buckets, scored, trained, models, wanted, seed, True)
-    ranked = run.stage("rank", rank.blend, buckets, scored, candidates, settings.rank, len(models))
+    proposers = Proposers(data, trained, models, wanted, seed)
+    ranked = run.stage("rank", rank.blend, buckets, scored, candidates, proposers, settings.rank)
     reranked = run.stage("rerank", rerank.rules, buckets, scored, ranked, n)
     users = run.counts("dataset")["rows"]
     run.stage("holdout", holdout, run, buckets, kept, users, inputs, settings, day)

@@ -16,12 +16,12 @@ SAMPLE = 500
 """Users, at most."""
 
 
-def measure(dataset: Dataset, parts: int, fitted: Mapping[str, CandidateModel], n: int, seed: int) -> Counts:
+def measure(dataset: Dataset, fitted: Mapping[str, CandidateModel], n: int, seed: int) -> Counts:
     """By model that has an index: what `FactorModel.recall` finds for n candidates of a seeded sample of users."""
     indexed = {name: model for name, model in fitted.items() if isinstance(model, FactorModel) and model.index}
     if not indexed:
         return {}
-    users = sample(dataset, parts, seed)
+    users = sample(dataset, seed)
     with threadpool_limits(1, "blas"):
         return {name: model.recall(users, n) for name, model in indexed.items()}
 
@@ -39,10 +39,10 @@ def refuse_low(recalls: Counts, fitted: Mapping[str, CandidateModel], n: int) ->
             )
 
 
-def sample(dataset: Dataset, parts: int, seed: int) -> Users:
+def sample(dataset: Dataset, seed: int) -> Users:
     """At most SAMPLE users with a history, of as many buckets, in seeded order, as it takes: users lie there by hash."""
     rng, chosen, missing = np.random.default_rng(seed), list[Users](), SAMPLE
-    for bucket in rng.permutation(parts).tolist():
+    for bucket in rng.permutation(dataset.parts).tolist():
         _, users = dataset.bucket(bucket)
         rows = rng.permutation(np.flatnonzero(np.diff(users.weights.indptr)))[:missing]
         chosen.append(some(users, rows))

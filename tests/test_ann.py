@@ -348,7 +348,7 @@ class TestFloor:
     def test_a_useless_index_is_refused(self, tmp_path: Path) -> None:
         """One cell of 64 over noise: the refusal names model, index, recall, floor and what to change, and ends with 3."""
         data, fitted = self.made(tmp_path)
-        measured = recall.measure(data, 2, fitted, 3, seed=7)
+        measured = recall.measure(data, fitted, 3, seed=7)
 
         with pytest.raises(Refused) as caught:
             recall.refuse_low(measured, fitted, 3)
@@ -366,7 +366,7 @@ class TestFloor:
     def test_a_floor_that_is_reached_refuses_nothing(self, tmp_path: Path) -> None:
         """The same index under a floor of 0, and exactly at its recall."""
         data, fitted = self.made(tmp_path)
-        measured = recall.measure(data, 2, fitted, 3, seed=7)
+        measured = recall.measure(data, fitted, 3, seed=7)
         for floor in (0.0, measured["als"]["recall"]):
             fitted["als"].settings = self.useless.model_copy(update={"min_recall": floor})
             recall.refuse_low(measured, fitted, 3)
@@ -375,7 +375,7 @@ class TestFloor:
         """Ten of 400 users, the same for a seed and others for another one; who has no history is not among them."""
         data, _ = self.made(tmp_path)
         monkeypatch.setattr(recall, "SAMPLE", 10)
-        one, same, other = (recall.sample(data, 2, seed).weights for seed in (1, 1, 2))
+        one, same, other = (recall.sample(data, seed).weights for seed in (1, 1, 2))
 
         assert one.shape == (10, ITEMS)
         assert (np.diff(one.indptr) > 0).all()
@@ -387,7 +387,7 @@ class TestFloor:
         data, _ = self.made(tmp_path)
         exact = als.Model.fit(some_world(), als.Settings(factors=4))
 
-        assert recall.measure(data, 2, {"als": exact}, 3, seed=7) == {}
+        assert recall.measure(data, {"als": exact}, 3, seed=7) == {}
 
     def made(self, folder: Path) -> tuple[Dataset, dict[str, Any]]:
         """400 users with random histories, one of them with none, in two buckets; and the model of them."""

@@ -68,6 +68,7 @@ class Nights:
             "input": {"events": "events.parquet", "blocks": "blocks.parquet"},
             "dataset": {"parts": 2, "half_life_days": 30.0},
             "retrieve": {"models": ["als", "popular", "similar"]},
+            "rank": {"method": "distances"},  # in units of everybody, not of whom it is the turn
         }
         self.place = place(folder / "incremental", events_until(DAY), **sections, incremental=INCREMENTAL)
         write_table([{"user_id": "u00", "item_id": "i000"}], folder / "incremental" / "blocks.parquet", BLOCK_COLUMNS)

@@ -252,15 +252,17 @@ class TestFuse:
         assert pytest.approx([score for _, score, _, _ in found]) == [1 / 12 + 1 / 11, 1 / 11, 1 / 12]
 
     @pytest.mark.parametrize(
-        ("method", "expected"), [("scores", {1: 1, 2: 0.25, 3: 2, 4: 0}), ("distances", {1: 4, 2: 1, 3: 0.2, 4: 0})]
+        ("method", "expected"), [("scores", {1: 1, 2: 0.25, 3: 2, 4: 0}), ("distances", {1: 2, 2: 0.5, 3: 2, 4: 0})]
     )
     def test_scores_count_from_the_last_of_their_list(self, method: str, expected: dict[int, float]) -> None:
-        """By hand: `als` goes from 6 by 3 to 2, `popular` from .3 to .2 at weight 2; as shares of the way, or as the way."""
+        """By hand: `als` goes from 6 by 3 to 2, `popular` from .3 to .2 at weight 2; as shares of the way, or as the way in units of 2
+        and .1."""
         users: Flat = [
             [(1, 6, "als", 1), (2, 3, "als", 2), (4, 2, "als", 3), (3, 0.3, "popular", 1), (4, 0.2, "popular", 2)]
         ]
         chosen = RankSettings(weights={"als": 1, "popular": 2}, method=method, short_history=0)
-        (found,) = flat_of(fuse(entries_of(users, ("als", "popular")), np.array([3]), chosen))
+        units = {"als": 2.0, "popular": 0.1}
+        (found,) = flat_of(fuse(entries_of(users, ("als", "popular")), np.array([3]), chosen, units))
 
         assert {item: score for item, score, *_ in found} == pytest.approx(expected)
 
@@ -304,14 +306,14 @@ class TestFuse:
         data = write_dataset(tmp_path / "dataset", [[("a", [0]), ("b", [1])]], [True] * 4)
         found = write_lists(tmp_path / "candidates", 0, {"a": [3, 1], "b": []})
 
-        assert read_bucket(found, 0).to_pylist() == bucket_ranked(data, found, None, 0).to_pylist()
+        assert read_bucket(found, 0).to_pylist() == bucket_ranked(data, found, None, {}, 0).to_pylist()
 
     def test_trust_goes_by_the_users_own_history(self, tmp_path: Path) -> None:
         """In a bucket from disk, `a` with 1 item and `b` with 4 get scores of 1/6 and 4/9 of the full weight."""
         data = write_dataset(tmp_path / "dataset", [[("a", [0]), ("b", [0, 1, 2, 3])]], [True] * 6)
         found = write_lists(tmp_path / "candidates", 0, {"a": [5], "b": [5]})
         chosen = RankSettings(weights={"als": 1}, smoothing=0, short_history=5)
-        ranked = bucket_ranked(data, found, chosen, 0)
+        ranked = bucket_ranked(data, found, chosen, {}, 0)
 
         assert pytest.approx([score for (score,) in ranked[SCORES].to_pylist()]) == [1 / 6, 4 / 9]
 

@@ -37,6 +37,7 @@ from jobs.tuning.split import FEWEST_ITEMS, split
 from jobs.tuning.studies import Study, distribution
 from jobs.tuning.trials import Models
 from jobs.tuning.worker import Failed, Worker
+from jobs.units import median_way
 from schemas.errors import Busy, ConfigError, InputError
 from tests.test_lists import write_dataset
 
@@ -159,7 +160,11 @@ def ground(held: list[list[int]], histories: list[list[int]]) -> Ground:
     weights = binary(histories)
     users = Users(weights, weights, weights, np.ones(ITEMS, bool))
     sizes = np.array([len(items) for items in held])
-    return Ground(Training(weights, weights, {}, 7), users, binary(held), sizes, len(held))
+    return Ground(Training(weights, weights, {}, 7), users, users, binary(held), sizes, len(held))
+
+
+def pool_of(found: dict[str, Candidates], known: Ground, k: int) -> Pool:
+    return Pool(found, {name: median_way(each) for name, each in found.items()}, known, k)
 
 
 def ndcg(listed: list[int], held: list[int], k: int) -> float:
@@ -184,10 +189,12 @@ class TestBlend:
         """Each user's NDCG equals that of the list by jobs.stages.rank.fuse over the models that have a weight."""
         found, known = world
         chosen = RankSettings(weights=weights, method=method, smoothing=7.3, short_history=short_history)
-        fused = fuse(entries_of({name: found[name] for name in weights}), np.diff(known.users.weights.indptr), chosen)
+        units = {name: median_way(each) for name, each in found.items()}
+        entries = entries_of({name: found[name] for name in weights})
+        fused = fuse(entries, np.diff(known.users.weights.indptr), chosen, units)
         held = [known.truth[user].indices.tolist() for user in range(3)]
         expected = [ndcg(fused.items[fused.row == user].tolist(), held[user], ITEMS) for user in range(3)]
-        actual = Pool(found, known, ITEMS).gains(chosen)
+        actual = pool_of(found, known, ITEMS).gains(chosen)
 
         assert pytest.approx(expected, abs=1e-6) == actual.tolist()
 
@@ -207,14 +214,12 @@ class TestBlend:
         found = {
             name: Candidates(np.array(items[name], np.int32), np.array(scores[name], np.float32)) for name in items
         }
-        pool = Pool(found, ground([[0], [3]], [[7]] * 2), 1)
+        pool = pool_of(found, ground([[0], [3]], [[7]] * 2), 1)
         alike: dict[str, Any] = {"weight.als": 1.0, "weight.similar": 1.0, "smoothing": 10.0, "short_history": 0.0}
-        chosen = {
-            method: settings_of(alike | {"method": method}, RankSettings(), pool) for method in ("scores", "distances")
-        }
+        chosen = {method: settings_of(alike | {"method": method}, RankSettings()) for method in ("scores", "distances")}
 
-        assert pool.scales == {"als": 3, "similar": 3000}
-        assert chosen["distances"].weights == {"als": 1.0, "similar": 0.001}
+        assert {name: median_way(each) for name, each in found.items()} == {"als": 3, "similar": 3000}
+        assert chosen["distances"].weights == {"als": 1.0, "similar": 1.0}
         assert {method: pool.gains(each).tolist() for method, each in chosen.items()} == {
             "scores": [1, 0],
             "distances": [1, 1],
@@ -227,7 +232,7 @@ class TestBlend:
         good = Candidates(np.array([[u % 4] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
         other = Candidates(np.array([[4 + u % 3] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
         noise = Candidates(np.array([[(u + 1) % 4] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
-        pool = Pool({"als": good, "popular": other, "similar": noise}, ground(held, histories), 2)
+        pool = pool_of({"als": good, "popular": other, "similar": noise}, ground(held, histories), 2)
         chosen = RankSettings(weights={"als": 1.0, "popular": 0.9, "similar": 0.1}, short_history=0)
 
         assert set(lean(pool, chosen).weights) == {"als", "popular"}
@@ -242,7 +247,7 @@ class TestBlend:
             good.items[:right] = 5
             other = Candidates(np.full((users, 1), NONE, np.int32), np.zeros((users, 1), np.float32))
             other.items[:right, 0] = np.arange(right) % 4
-            pool = Pool({"als": good, "similar": other}, ground(held, histories), 1)
+            pool = pool_of({"als": good, "similar": other}, ground(held, histories), 1)
 
             found = lean(pool, RankSettings(weights={"als": 0.9, "similar": 1.0}, method="ranks", short_history=0))
 
@@ -256,7 +261,7 @@ class TestBlend:
             Candidates(np.array([[item(u)] for u in range(users)], np.int32), np.ones((users, 1), np.float32))
             for item in (lambda u: u % 4, lambda u: 4 + u % 3)
         )
-        pool = Pool({"als": one, "similar": other, "popular": other}, ground(held, histories), 2)
+        pool = pool_of({"als": one, "similar": other, "popular": other}, ground(held, histories), 2)
         found = lean(pool, RankSettings(weights={"als": 1.0, "similar": 0.5, "popular": 0.5}, short_history=0))
 
         assert len(found.weights) == 2
@@ -270,7 +275,7 @@ class TestBlend:
         held, histories = [[u % 2] for u in range(users)], [[7]] * users
         always = {name: np.array([[item, item + 3]] * users, np.int32) for name, item in (("als", 0), ("popular", 1))}
         found = {name: Candidates(items, np.ones(items.shape, np.float32)) for name, items in always.items()}
-        pool = Pool(found, ground(held, histories), 2)
+        pool = pool_of(found, ground(held, histories), 2)
         before = RankSettings(short_history=0)
         for name, go_on in ("long", lambda: True), ("short", lambda: False):
             study = study_of(partial(Study, tmp_path / name, "blend", seed=7), pool, before)
@@ -671,7 +676,8 @@ class TestSearch:
         def asked(what: str, arguments: dict[str, Any], deadline: float) -> None:
             deadlines.append(deadline)
             if what == "lists":
-                np.savez(arguments["path"], items=np.zeros((1, 1), np.int32), scores=np.zeros((1, 1), np.float32))
+                found = Candidates(np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32))
+                np.savez(arguments["path"], **found._asdict(), unit=1.0)
 
         models: Any = SimpleNamespace(
             best=lambda: best,

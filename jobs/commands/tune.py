@@ -123,12 +123,13 @@ class Search:
                 "no trial ended in time: the settings stay as they were; a larger --budget goes on from here"
             )
         found: dict[str, Candidates] = {}
+        units: dict[str, float] = {}
         for name in self.models.best():
-            if (lists := self.lists(name, (*found, name))) is not None:
-                found[name] = lists
+            if lists := self.lists(name, (*found, name)):
+                found[name], units[name] = lists
         self.fitted = tuple(found)
         if len(found) > 1:
-            pool = Pool(found, Ground.load(*self._ground), self.k)
+            pool = Pool(found, units, Ground.load(*self._ground), self.k)
             key = _key([fit_sections(self.models.found(), name) for name in found])  # other candidates, another blend
             study = partial(Study, self.files.journal, f"{BLEND}-{key}", seed=self.seed)
             self.blend_study = study_of(study, pool, self.settings.rank)
@@ -141,9 +142,10 @@ class Search:
             if better:
                 self.progress.note(f"{better[0]:<12} is better alone")
 
-    def lists(self, name: str, beside: Sequence[str]) -> Candidates | None:
-        """The candidates of the users that are judged, by the model under the settings found; None where that is no longer possible,
-        or leaves no time to measure a blend of the models `beside` it and its own; the first one gets what it takes."""
+    def lists(self, name: str, beside: Sequence[str]) -> tuple[Candidates, float] | None:
+        """The candidates of the users that are judged, by the model under the settings found, and the unit of its scores; None where
+        that is no longer possible, or leaves no time to measure a blend of the models `beside` it and its own; the first one gets
+        what it takes."""
         sections = fit_sections(self.models.found(), name)
         path = self.files.work / f"lists-{name}-{_key(sections)}.npz"
         n = choose(self.settings, None, self.k).retrieve.candidates
@@ -161,7 +163,7 @@ class Search:
             self.progress.note(f"{name:<12} is not in the blend: {error}")
             return None
         with np.load(path) as found:
-            return Candidates(found["items"], found["scores"])
+            return Candidates(found["items"], found["scores"]), float(found["unit"])
 
     def found(self) -> RootSettings:
         """The settings to go on with: the best of each model, and a blend, or the best model alone."""

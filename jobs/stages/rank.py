@@ -1,7 +1,9 @@
 """Stage 5: one score a (user, item). For now a blend of the models' ranks; learned rankers take this place later."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -14,29 +16,45 @@ from jobs.dataset import Dataset
 from jobs.merged import merged
 from jobs.models import personal
 from jobs.run import Counts
+from jobs.units import Proposers
+
+ONES: Mapping[str, float] = MappingProxyType({})
+"""Units of nobody."""
 
 
-def blend(out: Path, buckets: Buckets, dataset: Path, candidates: Path, settings: RankSettings, models: int) -> Counts:
-    """Write each user's candidates of so many models, each item once, best first. One model's order and scores stay its own."""
-    return {"rows": buckets.each(out, partial(bucket_ranked, dataset, candidates, settings if models > 1 else None))}
+def blend(
+    out: Path, buckets: Buckets, dataset: Path, candidates: Path, proposers: Proposers, settings: RankSettings
+) -> Counts:
+    """Write each user's candidates, each item once, best first. One model's order and scores stay its own."""
+    if len(proposers.names) == 1:
+        return {"rows": buckets.each(out, partial(bucket_ranked, dataset, candidates, None, ONES))}
+    units = proposers.units() if settings.method == "distances" else ONES
+    rows = buckets.each(out, partial(bucket_ranked, dataset, candidates, settings, units))
+    return {"rows": rows} | ({"units": units} if units else {})
 
 
-def bucket_ranked(dataset: Path, candidates: Path, settings: RankSettings | None, bucket: int) -> pa.Table:
+def bucket_ranked(
+    dataset: Path, candidates: Path, settings: RankSettings | None, units: Mapping[str, float], bucket: int
+) -> pa.Table:
     """The ranked candidates of one bucket; without settings there is nothing to blend."""
     user_ids, users = Dataset(dataset).bucket(bucket)
     entries = Entries.of(read_bucket(candidates, bucket))
-    return (fuse(entries, np.diff(users.weights.indptr), settings) if settings else entries).table(user_ids)
+    return (fuse(entries, np.diff(users.weights.indptr), settings, units) if settings else entries).table(user_ids)
 
 
-def fuse(entries: Entries, history: NDArray[np.int64], settings: RankSettings) -> Entries:
+def fuse(
+    entries: Entries, history: NDArray[np.int64], settings: RankSettings, units: Mapping[str, float] = ONES
+) -> Entries:
     """score(u, i) = sum over the models m that propose i of weight(m) * trust(m, u) * standing(m, u, i).
 
-    `history`: items, one number a user. `sources` of the result are the proposing models, sorted, joined by `+`; an equal
-    score is decided by the lower item number.
+    `history`: items, one number a user; `units`: by model, of its distances (jobs.units), 1 where it is not named. `sources` of
+    the result are the proposing models, sorted, joined by `+`; an equal score is decided by the lower item number.
     """
     weights = np.array([settings.weights.get(name, 0.0) for name in entries.names])
     generic = np.array([not personal(name) for name in entries.names])
     parts = weights[entries.sources] * np.where(generic[entries.sources], 1.0, trust(history, settings)[entries.row])
+    if settings.method == "distances":
+        parts = parts / np.array([units.get(name, 1.0) for name in entries.names])[entries.sources]
     parts = parts * standing(entries, settings)
     starts = np.searchsorted(entries.row, np.arange(entries.users + 1))
     size = int(entries.items.max(initial=-1)) + 1
@@ -54,7 +72,7 @@ def trust(history: NDArray[np.int64], settings: RankSettings) -> NDArray[np.floa
 
 
 def standing(entries: Entries, settings: RankSettings) -> NDArray[np.float64]:
-    """How good each entry is in its own list, 0 to 1; an item that a list lacks counts 0 there.
+    """How good each entry is in its own list; an item that a list lacks counts 0 there.
 
     ranks: 1 / (k + rank), reciprocal rank fusion (Cormack, Clarke, Buettcher, "Reciprocal Rank Fusion Outperforms
     Condorcet", SIGIR 2009). scores: (s - s_last) / (s_first - s_last) over the list, so that the distances in it count

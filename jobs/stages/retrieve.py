@@ -23,7 +23,7 @@ def find(
     What indexes miss is measured first, on users drawn by `seed`. Raises Refused where that is too much, and `refuse` is set.
     """
     fitted = {name: load(trained, name) for name in names}
-    recalls = recall.measure(Dataset(dataset), buckets.parts, fitted, n, seed)
+    recalls = recall.measure(Dataset(dataset), fitted, n, seed)
     if refuse:
         recall.refuse_low(recalls, fitted, n)
     rows = buckets.each(out, partial(bucket_candidates, dataset, trained, tuple(names), n))

@@ -38,28 +38,25 @@ class Pool:
     """Every item that any model proposes to a user, in ascending order of items: users x width, padded.
 
     `ranks`: models x users x width, inf where a model does not propose the item; `distances`: the same, how far the score is above
-    the list's last, 0 where it does not; `scores`: that as a share of the way to the list's first. `scales`: by model the median
-    length of that way; a weight is divided by it where distances count, so that equal parameters mean equal say.
+    the list's last, in the model's own unit (jobs.units), 0 where it does not; `scores`: that as a share of the way to the list's
+    first.
     """
 
-    def __init__(self, found: Mapping[str, Candidates], ground: Ground, k: int) -> None:
+    def __init__(self, found: Mapping[str, Candidates], units: Mapping[str, float], ground: Ground, k: int) -> None:
         self.names, self.k = tuple(found), k
         self.history = np.diff(ground.users.weights.indptr)
         every = np.concatenate([each.items for each in found.values()], axis=1)
         items, place = _union(every)
         shape = (len(found), *items.shape)
         self.ranks, self.scores = np.full(shape, np.inf, np.float32), np.zeros(shape, np.float32)
-        self.distances, self.scales = np.zeros(shape, np.float32), {}
+        self.distances = np.zeros(shape, np.float32)
         start = 0
         for model, (name, each) in enumerate(found.items()):
             rows, columns = np.nonzero(each.items != NONE)
             places = place[rows, start + columns]
             self.ranks[model, rows, places] = columns + 1
-            above = distances(each)
-            self.distances[model, rows, places] = above[rows, columns]
+            self.distances[model, rows, places] = distances(each)[rows, columns] / units[name]
             self.scores[model, rows, places] = shares(each)[rows, columns]
-            longest = above.max(axis=1, initial=0)
-            self.scales[name] = float(np.median(longest[longest > 0])) if longest.any() else 1.0
             start += each.items.shape[1]
         rows = slice(0, items.shape[0])
         discounts = 1 / np.log2(np.arange(2, k + 2))
@@ -122,9 +119,8 @@ def study_of(journal_of: Callable[..., Study], pool: Pool, before: RankSettings)
     marks = space(type(before))
     ranges |= {key: distribution(mark, getattr(before, key)) for key, mark in marks.items()}
     rest = {key: getattr(before, key) for key in marks}
-    says = {name: before.weights.get(name, 0.0) * _unit(pool, name, before.method) for name in names}
-    largest = max(says.values(), default=0.0) or 1.0
-    own = {f"{WEIGHT}{name}": says[name] / largest for name in names}
+    largest = max((before.weights.get(name, 0.0) for name in names), default=0.0) or 1.0
+    own = {f"{WEIGHT}{name}": before.weights.get(name, 0.0) / largest for name in names}
     alike = {f"{WEIGHT}{name}": 1.0 for name in names}
     single = [{f"{WEIGHT}{name}": float(name == only) for name in names} for only in names]
     first = [own | rest, *(one | rest for one in single)]
@@ -151,7 +147,7 @@ def search(pool: Pool, study: Study, before: RankSettings, go_on: Callable[[], b
 def _leaner(pool: Pool, study: Study, before: RankSettings, params: Params, go_on: Callable[[], bool]) -> RankSettings:
     """The best that steps from `params` lead to, without the models that it can do without; other weights may make others so."""
     params = _refined(pool, study, before, params, go_on)
-    chosen = settings_of(params, before, pool)
+    chosen = settings_of(params, before)
     kept = lean(pool, chosen).weights
     if kept.keys() == chosen.weights.keys():
         return chosen
@@ -159,21 +155,16 @@ def _leaner(pool: Pool, study: Study, before: RankSettings, params: Params, go_o
     return _leaner(pool, study, before, fewer, go_on)
 
 
-def settings_of(params: Params, before: RankSettings, pool: Pool) -> RankSettings:
+def settings_of(params: Params, before: RankSettings) -> RankSettings:
     """A blend's settings, the largest weight 1; a model whose say is nothing beside the others' is not named."""
     says = {key.removeprefix(WEIGHT): value for key, value in params.items() if key.startswith(WEIGHT)}
     least = LEAST * max(says.values())
-    weights = {name: says[name] / _unit(pool, name, params["method"]) for name in says if says[name] > least}
+    weights = {name: say for name, say in says.items() if say > least}
     largest = max(weights.values(), default=1.0)
     weights = {name: float(f"{value / largest:.3g}") for name, value in weights.items()}
     rest = {key: value for key, value in params.items() if not key.startswith(WEIGHT)}
     rest["smoothing"] = float(f"{rest['smoothing']:.3g}")
     return before.model_copy(update=rest | {"weights": weights})
-
-
-def _unit(pool: Pool, name: str, method: str) -> float:
-    """What a model's weight is to be multiplied with to be its say."""
-    return pool.scales[name] if method == "distances" else 1.0
 
 
 def lean(pool: Pool, best: RankSettings) -> RankSettings:
@@ -208,7 +199,7 @@ def without(chosen: RankSettings, name: str) -> RankSettings:
 
 def _try(pool: Pool, study: Study, before: RankSettings, params: Params | None = None) -> float:
     trial, params = study.ask(params)
-    chosen = settings_of(params, before, pool)
+    chosen = settings_of(params, before)
     value = float(pool.gains(chosen).mean()) if chosen.weights else 0.0
     study.tell(trial, value)
     return value

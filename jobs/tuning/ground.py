@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from jobs.config import DatasetSettings, TrainSettings
 from jobs.dataset import Dataset, column
 from jobs.models import NONE, CandidateModel, Candidates, Training, Users, some
+from jobs.recall import sample
 from schemas.columns import ITEM_ID, USER_ID
 
 PLAIN = DatasetSettings(scale="linear", half_life_days=0)
@@ -34,10 +35,12 @@ BLOCK = 256
 @dataclass(frozen=True)
 class Ground:
     """`users`: those judged, in seeded order, one row each; `truth`: users x items, the pairs held out; `sizes`: items held
-    out a user, those among them that training does not know included; `everybody`: users of the training part."""
+    out a user, those among them that training does not know included; `everybody`: users of the training part; `sampled`: those
+    of them whose lists give the units of scores, as in a night."""
 
     training: Training
     users: Users
+    sampled: Users
     truth: csr_matrix
     sizes: NDArray[np.int64]
     everybody: int
@@ -56,6 +59,7 @@ class Ground:
         return cls(
             Training(training.weights, training.ages, {}, train.seed),
             some(users, rows),
+            sample(data, train.seed),
             truth[rows],
             sizes[rows],
             len(ids),
@@ -71,13 +75,13 @@ class Ground:
         """Whether pairs differ in weight."""
         return bool(np.ptp(self.training.weights.data) > 0) if self.training.weights.nnz else False
 
-    def under(self, settings: DatasetSettings) -> tuple[Training, Users]:
-        """The same with the weights that stage 2 gives under these settings."""
-        training, users = self.training, self.users
+    def under(self, settings: DatasetSettings) -> tuple[Training, Users, Users]:
+        """`training`, `users` and `sampled` with the weights that stage 2 gives under these settings."""
+        training = self.training
         weights = weighed(training.weights, training.ages, settings)
         return (
             Training(weights, training.ages, training.segments, training.seed),
-            replace(users, weights=weighed(users.weights, users.ages, settings)),
+            *(replace(each, weights=weighed(each.weights, each.ages, settings)) for each in (self.users, self.sampled)),
         )
 
     def gains(self, items: NDArray[np.int32], rows: slice, k: int) -> NDArray[np.float64]:
@@ -115,7 +119,7 @@ def candidates(model: CandidateModel, users: Users, n: int) -> Candidates:
 
 def _all_users(data: Dataset) -> tuple[pa.Array, Users]:
     """All users in (bucket, user_id) order."""
-    buckets = [data.bucket(number) for number in range(len(list(data.folder.glob("bucket-*.parquet"))))]
+    buckets = [data.bucket(number) for number in range(data.parts)]
     ids = pa.concat_arrays([ids for ids, _ in buckets])
     return ids, Users(
         *(_stacked([getattr(users, name) for _, users in buckets]) for name in ("weights", "ages", "excluded")),

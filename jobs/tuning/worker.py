@@ -21,6 +21,7 @@ from jobs import models
 from jobs.config import DatasetSettings, TrainSettings, settings_class
 from jobs.models import CandidateModel, some
 from jobs.tuning.ground import Ground, candidates
+from jobs.units import unit
 from schemas.errors import NightlistError
 
 MEMORY_SHARE = 0.8
@@ -111,7 +112,7 @@ class Bench:
     def fit(self, name: str, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Train a model, and those that it requires, under sections of settings ([dataset] among them)."""
         self.model = None  # its memory is needed
-        self.training, self.users = self.ground.under(DatasetSettings(**sections["dataset"]))
+        self.training, self.users, self.sampled = self.ground.under(DatasetSettings(**sections["dataset"]))
         fitted: dict[str, CandidateModel] = {}
         for each in (*models.requires(name, _section(name, sections)), name):
             fitted[each] = models.module(each).Model.fit(self.training, _section(each, sections), fitted)
@@ -125,10 +126,10 @@ class Bench:
         return {"sum": float(self.ground.gains(found.items, rows, k).sum())}
 
     def lists(self, n: int, path: str) -> dict[str, Any]:
-        """The model's n candidates of all users that are judged, as a .npz file."""
+        """The model's n candidates of all users that are judged, and the unit of its scores, as a .npz file."""
         found = candidates(self.model, self.users, n)
         draft = Path(path).with_suffix(".draft.npz")
-        np.savez(draft, items=found.items, scores=found.scores)
+        np.savez(draft, items=found.items, scores=found.scores, unit=unit(self.model, self.sampled, n))
         draft.replace(path)
         return {}
 
