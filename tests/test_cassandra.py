@@ -21,7 +21,7 @@ import pytest
 import requests
 from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, WriteTimeout, WriteType
 from cassandra.cluster import NoHostAvailable
-from cassandra.protocol import OverloadedErrorMessage
+from cassandra.protocol import ErrorMessage, OverloadedErrorMessage
 
 import jobs.stores._writer
 import jobs.stores.cassandra
@@ -446,16 +446,21 @@ def test_records_of_a_table_that_is_gone_are_void(cassandra: Node, keyspace: str
 # A transaction whose outcome nobody tells
 
 
-class Scripted(Connection):
-    """A real connection, on which the first transaction's answer is lost, before or after it took effect."""
+UNDECIDED = ErrorMessage(0x1700, "CAS operation result is unknown - proposal accepted by 1 but not a quorum.", None)
+"""As Cassandra sends it, and as the driver reads it."""
 
-    def __init__(self, settings: Any, error: Exception, when: str) -> None:
+
+class Scripted(Connection):
+    """A real connection, on which the answer of the first statement of a kind is lost, before or after it took effect."""
+
+    def __init__(self, settings: Any, error: Exception, when: str, statement: str = "BEGIN BATCH") -> None:
         super().__init__(settings)
         self.error: Exception | None = error
         self.when = when
+        self.statement = statement
 
     def execute(self, statement: Any, *arguments: Any, **options: Any) -> Any:
-        lost = self.error if str(statement).startswith("BEGIN BATCH") else None
+        lost = self.error if str(statement).startswith(self.statement) else None
         if lost:
             self.error = None
         if lost and self.when == "before":
@@ -468,7 +473,9 @@ class Scripted(Connection):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    "error", [OperationTimedOut(), WriteTimeout("CAS", write_type=WriteType.CAS), NoHostAvailable("lost", {})], ids=type
+    "error",
+    [OperationTimedOut(), WriteTimeout("CAS", write_type=WriteType.CAS), NoHostAvailable("lost", {}), UNDECIDED],
+    ids=type,
 )
 def test_a_change_whose_answer_is_lost_happens_once(
     cassandra: Node, keyspace: str, when: str, error: Exception
@@ -485,6 +492,32 @@ def test_a_change_whose_answer_is_lost_happens_once(
     assert lease.fence == 1
     assert [run.state for run in store.runs()] == [RunState.LOADING]
     store.close()
+
+
+def test_a_read_that_meets_a_transaction_is_tried_again(cassandra: Node, keyspace: str) -> None:
+    """It first carries out what another has begun, and is turned away where that one is not through."""
+    settings = cassandra.settings(keyspace, "publisher")
+    store = CassandraStore(settings)
+    store.create()
+    lease = store.acquire("me", 60)
+    store.close()
+    store._connection = connection = Scripted(settings, UNDECIDED, "before", "SELECT version")
+
+    assert store.holder() == lease
+    assert connection.error is None
+    store.close()
+
+
+def test_other_refusals_of_a_transaction_are_errors(cassandra: Node, keyspace: str) -> None:
+    settings = cassandra.settings(keyspace, "publisher")
+    store = CassandraStore(settings)
+    store.create()
+    store.close()
+    for statement in ("SELECT version", "BEGIN BATCH"):
+        store._connection = Scripted(settings, OverloadedErrorMessage(0x1001, "busy", None), "before", statement)
+        with pytest.raises(StoreUnavailable, match="busy"):
+            store.acquire("me", 60)
+        store.close()
 
 
 class Answered:

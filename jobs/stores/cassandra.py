@@ -5,6 +5,7 @@ was too slow reads and decides again. Lists are written by Spark's workers: the 
 of a publisher that lost its lease loses against its successor's.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from uuid import UUID, uuid1, uuid4
 
 from cassandra import InvalidRequest, OperationTimedOut, Unauthorized, WriteFailure, WriteTimeout
 from cassandra.cluster import NoHostAvailable
+from cassandra.protocol import ErrorMessage
 
 from jobs.stores import Lists
 from jobs.stores._registry import Change, Registry, RegistryStore, utc_now
@@ -34,6 +36,11 @@ ATTEMPTS = 20
 """Changes of the registry that may come in between before one gives up."""
 
 MAY_HAVE_HAPPENED = (OperationTimedOut, WriteTimeout, WriteFailure, NoHostAvailable)
+UNDECIDED = 0x1700
+"""CAS_WRITE_UNKNOWN, for which the driver has no class (native_protocol_v5.spec, section 9): two transactions met, and
+whether this one is carried out the next one decides. A serial read finishes what others have begun, and meets them, too."""
+PAUSE_SECONDS = 0.1
+"""Most that one who met another waits before it tries again, so that they don't meet again."""
 
 STATICS = "version, change, owner, fence, expires_at, live, previous, sequence, published_at"
 COLUMNS = "run_id, state, rows, created_at, changed_at"
@@ -129,18 +136,32 @@ class CassandraStore(RegistryStore):
                 after = change(before, self._now())
                 if after == before or self._swap(before, after, version):
                     return after
-        raise Busy(f"{ATTEMPTS} others changed {self._registry} at the same time; run the same command again")
+        raise self._busy()
 
     def _versioned(self) -> tuple[Registry, int | None, UUID | None]:
         """The registry, its version and its newest change, after every transaction that was begun."""
         query = f"SELECT {STATICS}, {COLUMNS} FROM {self._registry} WHERE name = 'nightlist'"
-        rows = self._connection.execute(query, profile=SERIAL).all()
+        rows = self._serial(query)
         if not rows:
             return Registry(), None, None
         version, newest, owner, fence, expires_at, live, previous, sequence, published_at = rows[0][:9]
         lease = None if fence is None else Lease(owner, fence, utc(expires_at))
         release = Release(live, previous, sequence, utc(published_at)) if live else None
         return Registry(lease, release, {row[9]: _record(*row[9:]) for row in rows if row[9]}), version, newest
+
+    def _serial(self, query: str) -> list[Any]:
+        """The rows of a read that sees every transaction."""
+        for _ in range(ATTEMPTS):
+            try:
+                return list(self._connection.execute(query, profile=SERIAL).all())
+            except ErrorMessage as error:
+                if error.code != UNDECIDED:
+                    raise
+                time.sleep(random.uniform(0, PAUSE_SECONDS))  # noqa: S311  no secret
+        raise self._busy()
+
+    def _busy(self) -> Busy:
+        return Busy(f"{ATTEMPTS} others changed {self._registry} at the same time; run the same command again")
 
     def _swap(self, before: Registry, after: Registry, version: int | None) -> bool:
         """Whether `after` took the place of `before`, which is version `version` (None: nothing is there yet)."""
@@ -150,6 +171,10 @@ class CassandraStore(RegistryStore):
         try:
             applied = self._connection.execute(batch, [value for _, values in parts for value in values]).one()[0]
         except MAY_HAVE_HAPPENED:
+            applied = False
+        except ErrorMessage as error:
+            if error.code != UNDECIDED:
+                raise
             applied = False
         # The driver, too, may have sent it twice: the second time it looks as if another one had been faster.
         return applied or self._versioned()[2] == mine
