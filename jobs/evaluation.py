@@ -106,6 +106,8 @@ def served_previous(
     """Score last night's live lists on what users did on `day`; written to that run's folder too."""
     if parent is None:
         return {"rows": 0, "metrics": None}
+    if not parent.whole("build"):
+        return {"rows": 0, "metrics": None, "why": f"build of {parent.run_id} is not what was written"}
     built, k = parent.folder / "build", settings.holdout.k
     _, test = split(events, day)
     popular = pq.read_table(built / "popular.parquet", filters=[("key", "=", ALL)])[ITEMS].to_pylist()

@@ -50,4 +50,5 @@ def sample(dataset: Dataset, seed: int) -> Users:
         if not missing:
             break
     matrices = ([getattr(users, name) for users in chosen] for name in ("weights", "ages", "excluded"))
-    return Users(*(vstack(stack, format="csr") for stack in matrices), chosen[0].eligible)
+    segments = {name: np.concatenate([users.segments[name] for users in chosen]) for name in chosen[0].segments}
+    return Users(*(vstack(stack, format="csr") for stack in matrices), chosen[0].eligible, segments)

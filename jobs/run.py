@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
@@ -174,14 +174,28 @@ def all_runs(runs: Path) -> list[RunFolder]:
 
 
 def parent_of(runs: Path, day: date) -> RunFolder | None:
-    """Last night's run: the newest one dated before `day` that was published and not rolled back.
+    """Last night's run: the newest one dated before `day` that was published, and neither rolled back nor passed over by a
+    rollback to an older one.
 
-    Of several runs of one day, the one published last.
+    Of several runs of one day, the one whose turn came last.
     """
-    candidates = [
+    published = [
         run for run in all_runs(runs) if day_of(run.run_id) < day and run.read(PUBLISHED) and not run.read(ROLLED_BACK)
     ]
-    return max(candidates, key=lambda run: (day_of(run.run_id), run.read(PUBLISHED)["published_at"]), default=None)
+    rollbacks = [record for path in runs.glob(f"*/{ROLLED_BACK}") if (record := read_json(path)) and record["to"]]
+    turns = {run: _turn(run, rollbacks) for run in published}
+    good = [
+        run
+        for run, turn in turns.items()
+        if not any(day_of(back["to"]) < day_of(run.run_id) and turn < back["at"] for back in rollbacks)
+    ]
+    return max(good, key=lambda run: (day_of(run.run_id), turns[run]), default=None)
+
+
+def _turn(run: RunFolder, rollbacks: Sequence[Mapping[str, str]]) -> str:
+    """When the run, which was published, was last pointed at."""
+    published: str = run.read(PUBLISHED)["published_at"]
+    return max([published, *(back["at"] for back in rollbacks if back["to"] == run.run_id)])
 
 
 def now() -> datetime:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyspark.accumulators import Accumulator, AccumulatorParam
 
+from jobs.losses import losses
 from schemas.errors import NightlistError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 BEAT_SECONDS = 0.2
 
 
+@losses("publish")
 def on_workers(
     spark: "SparkSession",
     work: Callable[[Iterator[Item]], Result],
@@ -27,7 +29,7 @@ def on_workers(
     """What `work` makes of the items that each of so many tasks gets. It travels: a module's function, or a partial.
 
     `beat` is called every now and then meanwhile; what it raises ends the work. So does the first NightlistError or
-    ValueError of any task, which is raised here as it was raised there.
+    ValueError of any task, which is raised here as it was raised there. Raises Lost where processes are lost.
     """
     context = spark.sparkContext
     told = context.accumulator([], _Told())

@@ -7,6 +7,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from jobs import recall
+from jobs.buckets import read_bucket, write_bucket
 from jobs.config import load_settings
-from jobs.dataset import Dataset
-from jobs.models import NONE, als
+from jobs.dataset import SEGMENT, Dataset
+from jobs.models import NONE, als, some
 from jobs.models._index import PROPOSED, Index, _blocks
 from jobs.models._kept import Scaled, kept
 from jobs.models._top import best_of_product
 from jobs.run import MANIFEST
+from schemas.columns import ITEMS as ITEM_LISTS
 from schemas.errors import ConfigError, Refused
 from tests.nights import DAY, Place, event, place
 from tests.nights import built as built_lists
@@ -381,6 +384,19 @@ class TestFloor:
         assert (np.diff(one.indptr) > 0).all()
         assert (one != same).nnz == 0
         assert (one != other).nnz > 0
+
+    def test_the_sample_has_its_segments(self, tmp_path: Path) -> None:
+        """Each user their own, here the number of their first item: a model of segments would else be judged by everybody's list."""
+        data, _ = self.made(tmp_path)
+        for bucket in range(data.parts):
+            rows = read_bucket(data.folder, bucket)
+            firsts = [str(min(items, default="")) for items in rows[ITEM_LISTS].to_pylist()]
+            write_bucket(data.folder, "digest", bucket, rows.append_column(f"{SEGMENT}first", pa.array(firsts)), 0.0)
+        users = recall.sample(data, 7)
+
+        assert users.segments["first"].tolist() == [str(row.indices.min()) for row in users.weights]
+        half = some(users, np.arange(0, users.weights.shape[0], 2))
+        assert half.segments["first"].tolist() == [str(row.indices.min()) for row in half.weights]
 
     def test_exact_models_are_not_measured(self, tmp_path: Path) -> None:
         """They miss nothing."""

@@ -26,6 +26,7 @@ from cassandra.protocol import ErrorMessage, OverloadedErrorMessage
 import jobs.stores._writer
 import jobs.stores.cassandra
 from jobs.lists import Batches, BuiltLists
+from jobs.losses import Lost
 from jobs.manifest import Report
 from jobs.nightly import make
 from jobs.progress import Progress
@@ -34,7 +35,7 @@ from jobs.stores._writer import Ring, Writer, insert, write_part, write_parts
 from jobs.stores.cassandra import CassandraStore
 from lookup_api.readers._cassandra import Connection
 from lookup_api.readers.cassandra import CassandraReader
-from schemas.errors import RunUnreadable, StaleFence, StoreUnavailable
+from schemas.errors import Busy, RunUnreadable, StaleFence, StoreUnavailable
 from schemas.lists import ServedList
 from schemas.runs import RunState
 from schemas.settings import CassandraSettings
@@ -659,6 +660,44 @@ def test_nodes_that_never_agree_are_an_error_to_retry(
     connection.times = 10**9
     with pytest.raises(StoreUnavailable, match="does not answer"):
         store._ddl("lists", f"{keyspace}.lists_{RUN}")
+
+
+class Interrupted(BuiltLists):
+    """Lists of which one is loaded, before an error ends it."""
+
+    error: Exception
+
+    def each_part(self, write: Any, into: str, progress: Callable[[int], None]) -> int:
+        assert list(write(1, iter([batches(some_lists("i", 1))]))) == [1]
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), Busy("met"), Lost("killed"), ValueError("bad")], ids=type)
+def test_what_is_loaded_stays_unless_it_is_of_no_use(
+    cassandra: Node, keyspace: str, tmp_path: Path, error: Exception
+) -> None:
+    """Whoever comes back goes on from there; lists that can't be loaded are not gone on with."""
+    store = CassandraStore(cassandra.settings(keyspace, "publisher"))
+    store.create()
+    fence = store.acquire("me", 60).fence
+    store.set_state(RUN, None, RunState.LOADING, fence)
+    lists = Interrupted(tmp_path)
+    object.__setattr__(lists, "error", error)
+    with pytest.raises(type(error)):
+        store.load(RUN, lists, fence, lambda rows: None)
+
+    assert (store._table_id(RUN) is None) is isinstance(error, ValueError)
+    store.close()
+
+
+def test_a_node_that_does_not_answer_costs_a_size_and_no_more(cassandra: Node, table: str) -> None:
+    settings = cassandra.settings(table.partition(".")[0], "publisher")
+    store = CassandraStore(settings)
+    store._connection = connection = Scripted(settings, OperationTimedOut(), "before", "SELECT mebibytes")
+
+    assert store.size(RUN) == 0
+    assert connection.error is None
+    store.close()
 
 
 # Rows as of the run's own time

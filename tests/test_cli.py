@@ -15,6 +15,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.cli import COMMANDS
+from jobs.commands.validate import check
 from jobs.config import load_settings
 from jobs.lists import BuiltLists
 from jobs.run import ROLLED_BACK
@@ -123,6 +124,18 @@ def test_validate_counts_what_a_night_would_keep_and_reject(spark: SparkSession,
     assert ended.json["outcomes"] == {"kept": 2, "missing_user_id": 1}
     assert ended.json["tables"] == {"events": ["event", "item_id", "ts", "user_id", "value"]}
     assert {path.name for path in tmp_path.iterdir()} == {"events.parquet", "nightlist.toml"}
+
+
+def test_validate_looks_at_the_days_asked_for(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest rows come first in many a file, and are more than a sample."""
+    monkeypatch.setattr("jobs.commands.validate.SAMPLE", 2)
+    rows = [event("u", f"i{n}", DAY + timedelta(days=1)) for n in range(5)]
+    found = place(tmp_path, [*rows, event("u", "i", DAY)])
+
+    assert check(found.settings(), DAY)["outcomes"] == {"kept": 1}
+    assert check(found.settings(), DAY + timedelta(days=1))["sampled"] == 2
 
 
 INVALID: dict[str, tuple[int, str]] = {

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jobs.buckets import data_path, read_bucket, write_bucket
 from jobs.config import IncrementalSettings
 from jobs.dataset import HISTORY, ITEMS_FILE, users_schema
+from jobs.evaluation import served_previous
 from jobs.lists import LISTS
 from jobs.origin import Origin, origin_of
 from jobs.run import parent_of
@@ -162,8 +163,8 @@ def test_after_max_age_nights_every_list_is_new(nights):
     assert first not in when
 
 
-def test_other_settings_no_parent_and_damage_make_everybodys_list(nights, tmp_path):
-    """Each is said, and the digest then covers no parent."""
+def test_other_settings_no_parent_and_damage_make_everybodys_list(nights, tmp_path, spark):
+    """Each is said, and the digest then covers no parent; damaged lists are not measured either, and end no night."""
     runs, settings = tmp_path / "runs", nights.place.settings()
     shutil.copytree(settings.paths.runs, runs)
     parent = parent_of(runs, NEXT)
@@ -176,6 +177,7 @@ def test_other_settings_no_parent_and_damage_make_everybodys_list(nights, tmp_pa
         damaged.write(b" ")
     assert origin_of(parent, settings).why == f"build of {parent.run_id} is not what was written"
     assert origin_of(parent, settings).run_id is None
+    assert served_previous(tmp_path, parent, spark.range(0), settings, NEXT)["why"] == origin_of(parent, settings).why
 
 
 def test_models_begin_from_last_nights_and_the_run_says_so(nights, tmp_path):

@@ -4,7 +4,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 from jobs.buckets import Buckets, Work, data_path, is_done
 from jobs.losses import Lost, losses
 from jobs.progress import Progress
+from jobs.workers import on_workers
 from tests.commands import free_port
 
 PARTS, BAD = 4, 2
@@ -43,6 +44,10 @@ def limited(bucket: int) -> pa.Table:
         return pa.table({"bucket": np.ones(256 * MIB, np.int8)})
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)  # the worker goes on to other tests' work
+
+
+def killed_while_loading(parts: Iterator[int]) -> int:
+    return sum(killed(part).num_rows for part in parts)
 
 
 def ask_nobody() -> object:
@@ -75,6 +80,11 @@ def test_a_worker_that_is_lost_is_told_with_its_bucket_and_what_to_change(
     done = {bucket: written(tmp_path, bucket) for bucket in range(PARTS) if is_done(tmp_path, bucket, "digest")}
     assert buckets.each(tmp_path, well) == PARTS
     assert {bucket: written(tmp_path, bucket) for bucket in done} == done
+
+
+def test_so_is_one_that_is_lost_while_it_loads_lists(spark: SparkSession) -> None:
+    with pytest.raises(Lost, match="publish: a Python worker was killed"):
+        on_workers(spark, killed_while_loading, range(PARTS), PARTS, lambda: None)
 
 
 def written(folder: Path, bucket: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """One whole night, and the next: what was built is what is served, and no metric uses what was trained on."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pyarrow.parquet as pq
 import pytest
@@ -199,7 +199,7 @@ def test_served_previous_follows_a_change_of_parent(tmp_path, spark):
     parents = [there.night(day, override="a gate that always stops").run for day in (first, second)]
     _, refused = there.failing_night()
     measured = refused.run.counts("served_previous")["run_id"]
-    parents[1].write(ROLLED_BACK, {"to": parents[0].run_id})
+    parents[1].write(ROLLED_BACK, {"to": parents[0].run_id, "at": datetime.now(UTC).isoformat()})
 
     there.failing_night()
 

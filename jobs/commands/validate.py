@@ -1,5 +1,6 @@
 """`nightlist validate`: everything that can be known to be wrong before a long job starts."""
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pyspark.sql import functions as F
 
 from jobs.commands.options import as_day, as_json_line, config_option, json_option, set_option
 from jobs.config import RootSettings, load_settings
+from jobs.identity import window
 from jobs.inputs import Inputs, check_rules, read_inputs
 from jobs.run import now
 from jobs.spark import session
@@ -27,7 +29,7 @@ def check(settings: RootSettings, day: date) -> dict[str, Any]:
     """
     inputs = read_inputs(session(settings.spark), settings)
     check_rules(inputs, settings)
-    sample = _sample(inputs)
+    sample = _sample(inputs, day)
     rows = judged(sample.events, settings.events, day)
     with judging(settings.events):
         counted = rows.groupBy(F.coalesce(JUDGEMENT, F.lit("kept")).alias("outcome")).count().collect()
@@ -45,9 +47,10 @@ def check(settings: RootSettings, day: date) -> dict[str, Any]:
     }
 
 
-def _sample(inputs: Inputs) -> Inputs:
+def _sample(inputs: Inputs, day: date) -> Inputs:
+    """Events of the window alone: a file may begin with what is later."""
     events = inputs.events
-    few = type(events)(events.table, events.frame.limit(SAMPLE), events.columns, events.constants)
+    few = replace(events, frame=events.frame.where(window(events.typed()[TS], day)).limit(SAMPLE))
     return Inputs(few, inputs.items, inputs.users, inputs.blocks)
 
 

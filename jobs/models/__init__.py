@@ -7,7 +7,7 @@ keeps the protocol below. All of them speak dense item numbers (0 .. items - 1);
 import pkgutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -93,8 +93,9 @@ class Users:
 
 
 def some(users: Users, rows: slice | NDArray[np.intp]) -> Users:
-    """Some of the users; segments stay those of all."""
-    return replace(users, weights=users.weights[rows], ages=users.ages[rows], excluded=users.excluded[rows])
+    """Some of the users."""
+    segments = {name: labels[rows] for name, labels in users.segments.items()}
+    return Users(users.weights[rows], users.ages[rows], users.excluded[rows], users.eligible, segments)
 
 
 def rows_of(matrix: csr_matrix) -> NDArray[np.intp]:

@@ -71,8 +71,8 @@ class CassandraStore(RegistryStore):
 
     def load(self, run_id: str, lists: Lists, fence: int, progress: Callable[[int], None], resume: bool = False) -> int:
         """Make the run's table, or go on with the one that is there, and fill it. Raises IllegalTransition, StaleFence,
-        StoreUnavailable, which leaves what is loaded for a resume; ValueError on a key given twice in a part and on a list
-        that is none."""
+        StoreUnavailable, Busy, Lost, which leave what is loaded for a resume; ValueError on a key given twice in a part and on a
+        list that is none, which does not."""
         table = lists_table(self.settings, run_id)
         self._read().check_loading(run_id, fence)
         known = self._table_id(run_id)
@@ -85,11 +85,11 @@ class CassandraStore(RegistryStore):
                 raise StoreUnavailable(f"no node that can be reached knows {table}; run the same command again")
             written = lists.each_part(write, table_id, progress)
             self._read().check_loading(run_id, fence)
-        except StoreUnavailable:
+        except NightlistError:  # another try goes on from here, or it is a successor's table and not ours to drop
             raise
         except Exception:
             with suppress(NightlistError):
-                self._read().check_loading(run_id, fence)  # a successor's table is not ours to drop
+                self._read().check_loading(run_id, fence)
                 self._ddl("drop", table)
             raise
         return written
@@ -102,19 +102,20 @@ class CassandraStore(RegistryStore):
         self._change(lambda registry, now: registry.dropped(run_id, fence))
 
     def size(self, run_id: str) -> int | None:
-        """Bytes of the run's table on all nodes that are up, to a MiB a node: what they have not flushed counts nothing."""
+        """Bytes of the run's table on all nodes that can be reached, to a MiB a node: what they have not flushed counts nothing."""
         query = "SELECT mebibytes FROM system_views.disk_usage WHERE keyspace_name = %s AND table_name = %s"
+        total = 0
         with telling(self.settings):
-            session = self._connection.session()
-            try:
-                found = [
-                    session.execute(query, (self.settings.keyspace, table_of(run_id)), host=host).one()
-                    for host in session.cluster.metadata.all_hosts()
-                    if host.is_up
-                ]
-            except Unauthorized:
-                return None
-        return sum(row[0] for row in found if row) * 2**20
+            for host in self._connection.session().cluster.metadata.all_hosts():
+                with suppress(*UNREACHED):
+                    try:
+                        found = self._connection.execute(
+                            query, (self.settings.keyspace, table_of(run_id)), host=host
+                        ).one()
+                    except Unauthorized:
+                        return None
+                    total += found[0] if found else 0
+        return total * 2**20
 
     def close(self) -> None:
         """Give the connection back."""
