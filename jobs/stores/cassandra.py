@@ -104,18 +104,11 @@ class CassandraStore(RegistryStore):
     def size(self, run_id: str) -> int | None:
         """Bytes of the run's table on all nodes that can be reached, to a MiB a node: what they have not flushed counts nothing."""
         query = "SELECT mebibytes FROM system_views.disk_usage WHERE keyspace_name = %s AND table_name = %s"
-        total = 0
         with telling(self.settings):
-            for host in self._connection.session().cluster.metadata.all_hosts():
-                with suppress(*UNREACHED):
-                    try:
-                        found = self._connection.execute(
-                            query, (self.settings.keyspace, table_of(run_id)), host=host
-                        ).one()
-                    except Unauthorized:
-                        return None
-                    total += found[0] if found else 0
-        return total * 2**20
+            try:
+                return sum(row[0] for row in self._of_each_node(query, run_id)) * 2**20
+            except Unauthorized:
+                return None
 
     def close(self) -> None:
         """Give the connection back."""
@@ -171,10 +164,8 @@ class CassandraStore(RegistryStore):
         batch = "BEGIN BATCH\n" + ";\n".join(cql for cql, _ in parts) + ";\nAPPLY BATCH"
         try:
             applied = self._connection.execute(batch, [value for _, values in parts for value in values]).one()[0]
-        except MAY_HAVE_HAPPENED:
-            applied = False
-        except ErrorMessage as error:
-            if error.code != UNDECIDED:
+        except (*MAY_HAVE_HAPPENED, ErrorMessage) as error:
+            if isinstance(error, ErrorMessage) and error.code != UNDECIDED:
                 raise
             applied = False
         # The driver, too, may have sent it twice: the second time it looks as if another one had been faster.
@@ -200,12 +191,13 @@ class CassandraStore(RegistryStore):
         was made does not."""
         query = "SELECT id FROM system_schema.tables WHERE keyspace_name = %s AND table_name = %s"
         with telling(self.settings):
-            for host in self._connection.session().cluster.metadata.all_hosts():
-                with suppress(*UNREACHED):
-                    names = (self.settings.keyspace, table_of(run_id))
-                    if (found := self._connection.execute(query, names, host=host).one()) is not None:
-                        return str(found[0])
-        return None
+            return next((str(row[0]) for row in self._of_each_node(query, run_id)), None)
+
+    def _of_each_node(self, query: str, run_id: str) -> Iterator[Any]:
+        """What each node says of the run's table, a row at most; nothing of one that does not answer."""
+        for host in self._connection.session().cluster.metadata.all_hosts():
+            with suppress(*UNREACHED):
+                yield from self._connection.execute(query, (self.settings.keyspace, table_of(run_id)), host=host)
 
     def _ddl(
         self,
