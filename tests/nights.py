@@ -77,7 +77,9 @@ class Place:
             f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in values.items())
             for name, values in self.sections.items()
         ]
-        self.config.write_text("\n".join(lines), encoding="utf-8")
+        text = "\n".join(lines)
+        if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:  # a command may be reading it
+            self.config.write_text(text, encoding="utf-8")
         return load_settings(self.config, overrides)
 
     def night(self, day: date = DAY, *overrides: str, override: str | None = None) -> Report:

@@ -148,7 +148,7 @@ def test_killed_in_the_middle_and_started_again_seven_days_end_as_if_nobody_had_
 
 def test_ctrl_c_ends_with_130_and_the_summary_and_keeps_what_is_finished(there, tmp_path):
     """No traceback, no line on the day that was at work; the same command goes on."""
-    there.settings()
+    runs = runs_of(there)
     spark = {"NIGHTLIST_SPARK__MASTER": "local[2]", "NIGHTLIST_SPARK__CONF": json.dumps(SHORT_LIVED)}
     command = [sys.executable, "-m", "jobs.cli", "backfill", "-c", there.config, "--from", before(7), "--to", before(0)]
     process = subprocess.Popen(
@@ -160,7 +160,7 @@ def test_ctrl_c_ends_with_130_and_the_summary_and_keeps_what_is_finished(there, 
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not (runs_of(there) / LEDGER).exists() and time.monotonic() < deadline:
+    while not (runs / LEDGER).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
