@@ -49,7 +49,7 @@ class InputSettings(Section):
     @property
     def reads_files(self) -> bool:
         """Whether the tables are named by paths."""
-        return self.format in FILE_FORMATS
+        return self.format.lower() in FILE_FORMATS
 
 
 class RejectRule(Section):
@@ -106,7 +106,7 @@ class DatasetSettings(Section):
 class TrainSettings(Section):
     """Stage 3."""
 
-    seed: int = 7
+    seed: int = Field(7, ge=0, lt=2**63)
     """Seed of every random draw of a night."""
     max_train_users: int = Field(1_000_000, ge=1)
     """Models learn from at most so many users, a sample in which busy and quiet ones have their share; all get lists.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -38,8 +39,8 @@ def end_of(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
 
 
-def identify(inputs: Inputs, settings: RootSettings, day: date, parent: str | None = None) -> Identity:
-    """Digest over (1) each input table's count and hash sum, (2) settings, (3) sources, (4) the parent where it is used.
+def identify(inputs: Inputs, settings: RootSettings, day: date, parent: Mapping[str, str] | None = None) -> Identity:
+    """Digest over (1) each input table's count and hash sum, (2) settings, (3) sources, (4) what is taken of the parent (Origin.taken).
 
     One scan a table. Raises InputError when a table can't be read.
     """

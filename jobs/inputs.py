@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc", ".parquet": "parquet"}
+CSV = {"header": "true", "escape": '"'}
+"""As pandas and spreadsheets write it: a quote within quotes is doubled (RFC 4180), where Spark expects a backslash."""
 UNREADABLE = (PySparkException, Py4JError)
 """What Spark raises on a file that it can't read; half a Parquet file is the second."""
 PLAIN_NUMBER = r"^(-?\d+)\.0+$"
@@ -148,10 +150,12 @@ def _open(
 
 def read_frame(spark: "SparkSession", path: str, format: str, options: Mapping[str, str], setting: str) -> DataFrame:
     """Any table that Spark reads; without a format, by the path's ending. Raises InputError naming `setting` and the path."""
-    kind = format or next((known for ending, known in ENDINGS.items() if path.endswith(ending)), "parquet")
-    options = ({"header": "true"} if kind == "csv" else {}) | dict(options)
+    name = path.lower()
+    kind = format.lower() or next((known for ending, known in ENDINGS.items() if name.endswith(ending)), "parquet")
+    if kind == "csv":
+        options = CSV | ({"sep": "\t"} if name.endswith(".tsv") else {}) | dict(options)
     try:
-        reader = spark.read.format(kind).options(**options)
+        reader = spark.read.format(format or kind).options(**options)
         frame = reader.option("dbtable", path).load() if kind == "jdbc" else reader.load(path)
     except UNREADABLE as error:
         absent = isinstance(error, PySparkException) and "PATH_NOT_FOUND" in (error.getCondition() or "")

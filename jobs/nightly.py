@@ -55,7 +55,7 @@ def make(
     spark, inputs = opened(settings)
     parent = parent_of(settings.paths.runs, day)
     origin = origin_of(parent, settings)
-    identity = identify(inputs, settings, day, origin.run_id)
+    identity = identify(inputs, settings, day, origin.taken)
     run, buckets = begun(spark, identity, settings, progress)
     report.run = run
     with run.lock():

@@ -21,10 +21,11 @@ class Origin:
     models: Path | None = None
 
     @property
-    def run_id(self) -> str | None:
-        """What the digest of a run that takes anything covers."""
-        used = self.folder or self.models
-        return used.name if used else None
+    def taken(self) -> dict[str, str] | None:
+        """What is taken of which run, which the digest of tonight's run covers: a parent that is damaged between two tries of a
+        night makes it another run, instead of one of which each half was made otherwise."""
+        taken = {what: run.name for what, run in (("lists", self.folder), ("models", self.models)) if run}
+        return taken or None
 
     @property
     def lists(self) -> Path | None:

@@ -48,12 +48,14 @@ def session(settings: SparkSettings) -> "SparkSession":
     """
     java()
     from pyspark import SparkConf, SparkContext
+    from pyspark.java_gateway import launch_gateway
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     _let_workers_import_the_project()
-    # Without a JVM, SparkConf knows nothing of what spark-submit was given.
-    SparkContext._ensure_initialized(conf=SparkConf(loadDefaults=False).setAll(_at_start(settings)))
+    # Without a JVM, SparkConf knows nothing of what spark-submit was given; what Java says on stdout would spoil our JSON.
+    at_start = SparkConf(loadDefaults=False).setAll(_at_start(settings))
+    SparkContext._ensure_initialized(gateway=SparkContext._gateway or launch_gateway(at_start, {"stdout": 2}))
     given = SparkConf()
     if not given.get("spark.master") and settings.master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # nothing of a local night listens to the network
@@ -65,6 +67,9 @@ def session(settings: SparkSettings) -> "SparkSession":
     for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
         builder = builder.config(f"spark.executorEnv.{variable}", "1")
+    builder = builder.config(
+        "spark.executorEnv.PYTHONSAFEPATH", "1"
+    )  # else a folder `jobs` where the night starts is imported
     return builder.getOrCreate()
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ARCHIVE = Path(sys.prefix) / "spark.jsa"
 """Good for this environment's jars only: Java compares their paths and times."""
-QUICK_START = f"-XX:TieredStopAtLevel=1 -XX:SharedArchiveFile={ARCHIVE} -Xlog:disable -Xlog:all=warning:stderr"
-"""Java options for jobs of seconds: what the second compiler would gain, they do not live to see. What Java says of an archive
-that was made under another path would else stand in the output that is read as JSON."""
+QUICK_START = f"-XX:TieredStopAtLevel=1 -XX:SharedArchiveFile={ARCHIVE}"
+"""Java options for jobs of seconds: what the second compiler would gain, they do not live to see."""
 
 
 def prepare() -> None:

@@ -25,7 +25,7 @@ from jobs.models._kept import Scaled, kept
 from jobs.models._top import best_of_product
 from jobs.run import MANIFEST
 from schemas.columns import ITEMS as ITEM_LISTS
-from schemas.errors import ConfigError, Refused
+from schemas.errors import ConfigError, InputError, Refused
 from tests.nights import DAY, Place, event, place
 from tests.nights import built as built_lists
 from tests.test_lists import write_dataset
@@ -97,12 +97,12 @@ class TestKept:
     @pytest.mark.parametrize("store_as", ["float32", "float16", "int8"])
     def test_what_is_not_finite_is_refused(self, store_as: Any) -> None:
         """int8 would turn NaN into a number."""
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(InputError, match="not finite"):
             kept(np.array([[1, np.nan]], np.float32), store_as)
 
     def test_what_float16_can_not_hold_is_refused(self) -> None:
         """70,000 would become infinity; the other choices are named."""
-        with pytest.raises(ValueError, match="65504: set store_as to float32 or int8"):
+        with pytest.raises(InputError, match="65504: set store_as to float32 or int8"):
             kept(np.array([[70_000]], np.float32), "float16")
 
     @pytest.mark.parametrize(("store_as", "share"), [("float16", 1 / 2), ("int8", (16 + 4) / 64)])

@@ -1,6 +1,7 @@
 """The command line: what each command prints, where, and with which exit code it ends."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def test_init_writes_a_file_that_loads_and_keeps_one_that_is_there(tmp_path: Pat
 
     assert (again.code, config.read_text(encoding="utf-8")) == (2, "# mine\n")
     assert "--force" in again.stderr
+    below_a_file = nightlist("init", "-c", config / "nightlist.toml")
+    assert (below_a_file.code, "can't be written" in below_a_file.stderr) == (2, True)
     assert nightlist("init", "-c", config, "--force").code == 0
     assert config.read_text(encoding="utf-8") == text
     written, default = load_settings(config), load_settings(None)
@@ -136,6 +139,17 @@ def test_validate_looks_at_the_days_asked_for(
 
     assert check(found.settings(), DAY)["outcomes"] == {"kept": 1}
     assert check(found.settings(), DAY + timedelta(days=1))["sampled"] == 2
+
+
+def test_what_java_says_stays_out_of_the_json_line(tmp_path: Path) -> None:
+    """Java warns, and logs where it is told to, on its stdout."""
+    found = place(tmp_path, [event("u", "i")])
+    found.settings()
+    talking = 'spark.conf={"spark.driver.extraJavaOptions" = "-Xlog:gc -XX:TieredStopAtLevel=1"}'
+    ended = process("validate", "-c", found.config, "--date", DAY, "--set", talking, "--json")
+
+    assert ended.json["valid"] is True
+    assert "[gc]" in ended.stderr
 
 
 INVALID: dict[str, tuple[int, str]] = {
@@ -319,6 +333,17 @@ def test_doctor_finds_what_would_stop_a_night(
     )
 
 
+def test_doctor_looks_at_no_other_configuration_than_the_one_named(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any it looks at the defaults; a mistyped name is an error."""
+    monkeypatch.chdir(tmp_path)
+    mistyped = nightlist("doctor", "-c", tmp_path / "nigthlist.toml")
+
+    assert (mistyped.code, "nigthlist.toml does not exist" in mistyped.stderr) == (2, True)
+    assert nightlist("doctor", "--json").json["checks"]["store"]["ok"]
+
+
 # evaluate
 
 
@@ -402,6 +427,48 @@ def test_times_and_values_of_the_files_count(spark: SparkSession, tmp_path: Path
     assert hits == {"neither": 0.0, "value": 1.0, "ts": 1.0}
 
 
+def test_columns_and_kinds_of_events_are_those_of_the_configuration(spark: SparkSession, tmp_path: Path) -> None:
+    """What was only shown is neither trained on nor asked for, nor seen; without a configuration the same, under our names."""
+    liked = [("u1", "a"), ("u2", "a"), ("u2", "b"), ("u3", "c")]
+    shown = [(f"u{number}", item) for number in range(1, 10) for item in ("b", "d", "e")]
+    rows = [{"who": u, "item_id": i, "event": "like"} for u, i in liked]
+    train = write_table(
+        [*rows, *({"who": u, "item_id": i, "event": "impression"} for u, i in shown)], tmp_path / "a.parquet"
+    )
+    later = [{"who": "u1", "item_id": "b", "event": "like"}, {"who": "u1", "item_id": "e", "event": "impression"}]
+    test = write_table([*later, {"who": "u3", "item_id": "a", "event": "skip"}], tmp_path / "b.parquet")
+    config = tmp_path / "nightlist.toml"
+    config.write_text('[events]\ncolumns = { user_id = "who" }\nweights = { like = 2.0 }\n')
+
+    found = evaluated(train, test, "--config", config, "--model", "popular", "--k", 2)
+    assert (found["users"], found["items"], found["recall@2"]) == (1, 5, 1.0)
+
+    config.write_text('[events]\ncolumns = { user_id = "who" }\n')
+    found = evaluated(train, test, "--config", config, "--model", "popular", "--k", 2)
+    assert (found["users"], found["items"], found["recall@2"]) == (2, 5, 1.0), "every other kind counts"
+
+
+@pytest.mark.parametrize("zone", ["America/Los_Angeles", "Pacific/Kiritimati"])
+def test_the_day_of_a_file_is_that_of_utc(tmp_path: Path, zone: str) -> None:
+    """Two o'clock in UTC is the day before in the west: its rows are no less trained on."""
+    rows = [event(f"u{number}", "i", hour=2.0) for number in range(3)]
+    train = write_table(
+        [{key: row[key] for key in ("user_id", "item_id", "ts")} for row in rows], tmp_path / "a.parquet"
+    )
+    test = write_table([{"user_id": "new", "item_id": "i"}], tmp_path / "b.parquet")
+    arguments = ("evaluate", "--train", train, "--test", test, "--model", "popular", "--json", *QUICK)
+    ended = process(*arguments, env=os.environ | {"TZ": zone})
+
+    assert ended.code == 0, ended.stderr
+    assert (ended.json["items"], ended.json["hit@20"]) == (1, 1.0)
+
+
+def test_without_a_configuration_the_models_of_set_are_measured(spark: SparkSession, board: tuple[Path, Path]) -> None:
+    """als is what comes of no choice at all."""
+    assert evaluated(*board, "--set", 'retrieve.models=["popular"]')["model"] == "popular"
+    assert evaluated(*board)["model"] == "als"
+
+
 EVALUATE_ERRORS: dict[tuple[str, ...], tuple[int, str]] = {
     ("--model", "svd"): (
         2,
@@ -410,7 +477,7 @@ EVALUATE_ERRORS: dict[tuple[str, ...], tuple[int, str]] = {
     ("--set", "als.factor=8"): (2, "unknown key als.factor"),
     ("--config", "nowhere.toml"): (2, "nowhere.toml does not exist"),
     ("--k", "0"): (2, "0"),
-    ("--train", "nowhere.parquet"): (1, "nowhere.parquet does not exist"),
+    ("--train", "nowhere.parquet"): (1, "--train = nowhere.parquet does not exist"),
 }
 
 
@@ -424,4 +491,4 @@ def test_evaluate_names_what_is_wrong(spark: SparkSession, board: tuple[Path, Pa
     wrong = write_table([{"user": 1, "item_id": 2}], tmp_path / "wrong.parquet")
     ended = nightlist("evaluate", "--train", train, "--test", wrong, "--json")
     assert (ended.code, ended.stdout) == (1, "")
-    assert "has no column 'user_id'" in ended.stderr
+    assert f"--test {wrong}: events has no column 'user_id' (user_id); it has user, item_id;" in ended.stderr

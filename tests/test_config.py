@@ -115,6 +115,7 @@ class TestBadValues:
         [
             ("[als]\nfactors = 'many'", "als.factors = 'many'"),
             ("[als]\nfactors = 0", "als.factors = 0"),
+            ("[train]\nseed = -1", "train.seed = -1"),
             ("[als]\nregularization = -1.5", "als.regularization = -1.5"),
             ("[events]\nweights = { watch = 'much' }", "events.weights.watch = 'much'"),
             ("[events]\nearliest = 'yesterday'", "events.earliest = 'yesterday'"),

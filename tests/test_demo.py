@@ -44,6 +44,17 @@ def test_the_demo_tells_machines_the_same(demo):
     assert line["metrics"]["holdout"]["ndcg@20"] > line["metrics"]["holdout"]["popular_ndcg@20"]
 
 
+def test_the_demo_leaves_alone_what_is_not_its_own(demo, tmp_path):
+    """A configuration that somebody wrote or changed, and a world of another size: usage errors that name the way out."""
+    folder, _, _ = demo
+    (tmp_path / "nightlist.toml").write_text("[als]\nfactors = 8\n")
+    for where, users, message in (tmp_path, 400, "would be lost"), (folder, 500, "is of 400 users, not of 500"):
+        refused = CliRunner().invoke(cli, ["demo", "--folder", str(where), "--users", str(users)])
+        assert (type(refused.exception), refused.exit_code) == (SystemExit, 2), refused.output
+        assert message in refused.stderr
+    assert (tmp_path / "nightlist.toml").read_text() == "[als]\nfactors = 8\n"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(demo, path, monkeypatch):
     """Every notebook runs from top to bottom on the demo's run."""

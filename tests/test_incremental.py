@@ -143,7 +143,7 @@ def test_manifest_and_report_count_both(nights):
     assert counts["scored"] == len(nights.why) == sum(counts["reasons"].values())
     assert counts["scored"] + counts["carried"] == nights.second.line()["rows"]["user"] == USERS + 1
     assert manifest["stages"]["due"].items() >= counts.items()
-    assert manifest["identity"]["parent"] == nights.first.line()["run_id"]
+    assert manifest["identity"]["parent"] == {"lists": nights.first.line()["run_id"]}
     assert nights.first.line()["lists"] == {
         "scored": USERS,
         "carried": 0,
@@ -176,8 +176,15 @@ def test_other_settings_no_parent_and_damage_make_everybodys_list(nights, tmp_pa
     with data_path(parent.folder / "build", 1).open("ab") as damaged:
         damaged.write(b" ")
     assert origin_of(parent, settings).why == f"build of {parent.run_id} is not what was written"
-    assert origin_of(parent, settings).run_id is None
+    assert origin_of(parent, settings).taken is None
     assert served_previous(tmp_path, parent, spark.range(0), settings, NEXT)["why"] == origin_of(parent, settings).why
+
+
+def test_lists_and_models_of_last_night_make_different_runs(tmp_path):
+    """A parent whose lists or models are damaged between two tries of a night gives the second try another name."""
+    origins = [Origin(tmp_path), Origin(tmp_path, models=tmp_path), Origin(None, models=tmp_path), Origin(None)]
+
+    assert len({str(origin.taken) for origin in origins}) == 4
 
 
 def test_models_begin_from_last_nights_and_the_run_says_so(nights, tmp_path):
@@ -192,11 +199,11 @@ def test_models_begin_from_last_nights_and_the_run_says_so(nights, tmp_path):
     assert there.run(first).counts("train")["als_begun_from"] == 0
     assert second.counts("train")["als_begun_from"] == second.counts("train")["items"] - 1 == CATALOGUE
     assert second.within("holdout").counts("train")["als_begun_from"] == 0
-    assert second.read("manifest.json")["identity"]["parent"] == first.line()["run_id"]
-    assert origin_of(parent, there.settings("als.warm_iterations=0")).run_id is None
+    assert second.read("manifest.json")["identity"]["parent"] == {"models": first.line()["run_id"]}
+    assert origin_of(parent, there.settings("als.warm_iterations=0")).taken is None
     with next((parent.folder / "train").rglob("item_factors.npy")).open("ab") as damaged:
         damaged.write(b" ")
-    assert origin_of(parent, settings).run_id is None
+    assert origin_of(parent, settings).taken is None
 
 
 def test_the_gate_looks_at_carried_lists_too(nights, tmp_path):

@@ -1,5 +1,6 @@
 """The raw tables: whatever type an id or a time comes in, it means the same; what can't be used is named."""
 
+import csv
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -237,6 +238,19 @@ def test_a_mapping_of_a_column_that_nightlist_does_not_have_names_the_nearest(
 
 
 # Files
+
+
+@pytest.mark.parametrize(("name", "separator"), [("e.csv", ","), ("E.CSV", ","), ("e.tsv", "\t")])
+def test_csv_is_read_as_spreadsheets_write_it(spark: SparkSession, tmp_path: Path, name: str, separator: str) -> None:
+    """A quote within quotes is doubled, a separator within quotes is none; tabs part a .tsv; an ending may be in capitals."""
+    rows = [["user_id", "item_id", "event"], ["u1", '12" disc', "watch"], ["u,\t2", 'The "Best", of 2026', "like"]]
+    with (tmp_path / name).open("w", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    found = read_frame(spark, str(tmp_path / name), "", {}, "input.events")
+
+    assert [list(row) for row in found.collect()] == rows[1:]
+    upper = read_frame(spark, str(tmp_path / name), "CSV", {}, "input.events")
+    assert [list(row) for row in upper.collect()] == rows[1:]
 
 
 def test_csv_has_a_header_and_ids_that_pandas_wrote_as_floats(spark: SparkSession, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from jobs import models
 from jobs.config import TrainSettings
 from jobs.models import Training, Users, _inverse, ease, fresh, popular, segment, spectral
 from jobs.stages.train import fit as train
+from schemas.errors import InputError
 from tests.test_lists import write_dataset
 from tests.test_models import listed, matrix, some_world, training_of, users_of
 
@@ -168,7 +169,7 @@ class TestEase:
         training = training_of([[0, 1]] * 50, 2)
         settings = ease.Settings(regularization=1e-7, frequency_exponent=0)
 
-        with pytest.raises(ValueError, match=r"larger ease\.regularization"):
+        with pytest.raises(InputError, match=r"larger ease\.regularization"):
             ease.Model.fit(training, settings)
 
     def test_loaded_weights_are_mapped(self, tmp_path: Path) -> None:

@@ -32,13 +32,15 @@ def test_the_stranger_does_not_have_the_project(stranger, tmp_path):
 
 
 def test_spark_submit_does_the_same_as_the_command(archive, stranger, tmp_path, spark):
-    """From another folder, with the archive alone: the same run_id, equal lists, the JSON line last, exit code 0."""
+    """From another folder, which has a package `jobs` of its own, with the archive alone: the same run_id, equal lists, the JSON line
+    last, exit code 0."""
     by_command = place(tmp_path / "command", checkerboard())
     expected = by_command.night()
     submitted = place(tmp_path / "submitted", checkerboard())
     submitted.settings()
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    (elsewhere / "jobs").mkdir(parents=True)
+    (elsewhere / "jobs" / "__init__.py").write_text("raise RuntimeError('somebody else's')")
 
     conf = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
     script = ["jobs/nightly.py", "--config", submitted.config, "--date", DAY, "--json"]

@@ -193,6 +193,23 @@ def test_ctrl_c_leaves_the_best_so_far(site: tuple[Path, Path, dict[str, Any]], 
     assert evaluated(out.with_name("F.train.parquet"), out.with_name("F.valid.parquet"), out)["ndcg@20"] > 0.1
 
 
+def test_columns_and_kinds_of_events_are_those_of_the_configuration(spark: SparkSession, tmp_path: Path) -> None:
+    """What was only shown is searched on no more than it is measured on, though F.toml stands alone."""
+    liked = pq.read_table(crowd(tmp_path, 100)).rename_columns(["who", "item_id"]).to_pylist()
+    shown = [{"who": row["who"], "item_id": 1000 + number % 50} for number, row in enumerate(liked)]
+    rows = [row | {"event": "like"} for row in liked] + [row | {"event": "impression"} for row in shown]
+    train, config, out = write_table(rows, tmp_path / "E.parquet"), tmp_path / "nightlist.toml", tmp_path / "F.toml"
+    config.write_text('[events]\ncolumns = { user_id = "who" }\nweights = { like = 3.0, "add to cart" = 4.0 }\n')
+
+    said = tuned(train, out, "--models", "popular", "--config", config, budget=0.2)
+    found = evaluated(out.with_name("F.train.parquet"), out.with_name("F.valid.parquet"), out)
+
+    assert said["users"] == 100
+    assert said["hit@20"] > 0, "50 items were shown to more people than any was liked by"
+    assert load_settings(out).events.weights == {"like": 3.0, "add to cart": 4.0}
+    assert {name: found[name] for name in METRICS} == {name: said[name] for name in METRICS}
+
+
 def test_what_is_wrong_is_named(site: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     """Another file or other arguments under the same --out, models that are none, files that are not there."""
     train, out, _ = site
@@ -206,6 +223,10 @@ def test_what_is_wrong_is_named(site: tuple[Path, Path, dict[str, Any]], tmp_pat
         ({"--models": "svd"}, 2, "no model 'svd'"),
         ({"--models": "als_spark"}, 2, "trained by Spark"),
         ({"--budget": 0}, 2, "--budget 0"),
+        ({"--budget": "inf"}, 2, "--budget inf"),
+        ({"--budget": "nan"}, 2, "--budget nan"),
+        ({"--seed": -1}, 2, "-1 is not in the range"),
+        ({"--out": train / "F.toml"}, 2, "can't be written to"),
         ({"--out": tmp_path / "F"}, 2, "ends with .toml"),
         ({"--train": tmp_path / "nowhere.parquet", "--out": tmp_path / "G.toml"}, 1, "nowhere.parquet does not exist"),
     ]

@@ -534,6 +534,21 @@ class TestWorker:
         assert time.monotonic() - start < 40
         assert worker.ask({"do": "about", "with": {}}, 60)["users"] == 12
 
+    def test_a_package_of_the_same_name_is_not_taken_for_ours(
+        self, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Many a folder from which one works has jobs in it."""
+        (tmp_path / "jobs").mkdir()
+        (tmp_path / "jobs" / "__init__.py").write_text("raise RuntimeError('somebody else's')")
+        monkeypatch.chdir(tmp_path)
+
+        assert worker.ask({"do": "about", "with": {}}, 60)["users"] == 12
+
+    def test_one_that_can_not_begin_says_with_what_it_ended(self, site: tuple[Path, Path]) -> None:
+        """Memory is no longer what is blamed for an error of another kind."""
+        with pytest.raises(Failed, match="ended with code 1"):
+            Worker(site[0] / "nowhere", site[1], 3, TrainSettings()).ask({"do": "about", "with": {}}, 60)
+
     def test_one_that_was_killed_is_said_to_be_dead(self, worker: Worker) -> None:
         worker.ask({"do": "about", "with": {}}, 60)
         worker._process.kill()

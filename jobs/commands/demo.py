@@ -20,6 +20,7 @@ from jobs.spark import session
 from jobs.world import World, generate
 from lookup_api.readers import open_reader
 from schemas.columns import ITEM_ID, TS, USER_ID
+from schemas.errors import ConfigError
 from schemas.lists import ServedList
 from schemas.settings import CONFIG_FILE
 
@@ -57,6 +58,8 @@ path = "store"
 [auth]
 open = true  # whoever is on this machine may ask, and nobody else
 """
+LAST_TABLE = "truth_items"
+"""Of a world: where it is there, all of them are."""
 SHOWN = 8
 """Titles a column."""
 WIDTH = 56
@@ -140,17 +143,31 @@ def _served(folder: Path, user: str) -> ServedList:
 
 
 def run(demo: Demo) -> None:
-    """Make the world, where it is not there yet, and the night of its last day."""
+    """Make the world, where it is not there yet, and the night of its last day.
+
+    Raises ConfigError where the folder holds another configuration, which is left alone, or a world of another size.
+    """
+    config, world, progress = demo.folder / CONFIG_FILE, demo.folder / "world", Terminal()
+    _check(demo, config, world)
     demo.folder.mkdir(parents=True, exist_ok=True)
-    (demo.folder / CONFIG_FILE).write_text(CONFIG, encoding="utf-8")
-    settings = load_settings(demo.folder / CONFIG_FILE)
-    progress = Terminal()
-    if not (demo.folder / "world" / "truth_items").exists():
-        progress.note(
-            f"making a world of {demo.world.users:,} users and {demo.world.items:,} videos in {demo.folder / 'world'}"
-        )
-        generate(session(settings.spark), demo.world, demo.folder / "world")
+    config.write_text(CONFIG, encoding="utf-8")
+    settings = load_settings(config)
+    if not (world / LAST_TABLE).exists():
+        progress.note(f"making a world of {demo.world.users:,} users and {demo.world.items:,} videos in {world}")
+        generate(session(settings.spark), demo.world, world)
     make(settings, demo.world.end, demo, progress)
+
+
+def _check(demo: Demo, config: Path, world: Path) -> None:
+    if config.exists() and config.read_text(encoding="utf-8", errors="replace") != CONFIG:
+        raise ConfigError(
+            f"{config} is not as the demo writes it, and would be lost; take another --folder, or make its night: "
+            f"nightlist nightly --config {config} --date {demo.world.end}"
+        )
+    if (world / LAST_TABLE).exists():
+        users = pq.read_table(world / "users", columns=[USER_ID]).num_rows
+        if users != demo.world.users:
+            raise ConfigError(f"{world} is of {users:,} users, not of {demo.world.users:,}; take another --folder")
 
 
 @click.command()

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from jobs.commands.options import config_option, failing, json_option, print_json
@@ -202,7 +203,8 @@ def examine(settings: RootSettings) -> dict[str, dict[str, object]]:
 def doctor(config: Path, as_json: bool) -> None:
     """Check Python, Java, Spark, the store and permissions. Exit code 1 when one of them is not as it should be."""
     with failing():
-        outcomes = examine(load_settings(config if config.exists() else None))
+        named = click.get_current_context().get_parameter_source("config") is not ParameterSource.DEFAULT
+        outcomes = examine(load_settings(config if named or config.exists() else None))
         if as_json:
             print_json({"ok": all(outcome["ok"] for outcome in outcomes.values()), "checks": outcomes})
         else:

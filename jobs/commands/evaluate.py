@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from schemas.columns import EVENT, EVENTS_TABLE, ITEM_ID, TS, USER_ID, VALUE
 from schemas.errors import ConfigError, InputError
 
 BLEND = "blend"
+ANY_EVENT = "event"
+"""The kind of events in files that know no kinds."""
 SOME_DAY = date(2000, 1, 1)
 """The day of files without times."""
 
@@ -35,14 +38,14 @@ def measure(train: Path, test: Path, settings: RootSettings, progress: Progress)
     Raises InputError when a file can't be read or lacks a column.
     """
     spark = session(settings.spark)
-    known, asked = events_of(spark, train), events_of(spark, test)
+    known, asked = (events_of(spark, path, name, settings.events) for name, path in (("train", train), ("test", test)))
     settings, day = for_files(settings, known)
     with tempfile.TemporaryDirectory(prefix="nightlist-") as folder:
         run = RunFolder(Path(folder), "evaluate", progress)
         buckets = Buckets(spark, run.digest, settings.dataset.parts, progress)
         kept = cleaned(run, known, settings, day)
         lists = recommend(run, buckets, kept, Inputs(known, None, None, None), settings, day)
-        pairs = new_pairs(known, asked)
+        pairs = new_pairs(known, asked, settings.events)
         seconds = {f"{name}_seconds": record.seconds for name in ("train", "retrieve") if (record := run.record(name))}
         return score(run.folder, lists, pairs, settings) | seconds
 
@@ -77,33 +80,56 @@ def cleaned(run: RunFolder, known: RawTable, settings: RootSettings, day: date) 
     )
 
 
-def new_pairs(known: RawTable, asked: RawTable) -> pa.Table:
-    """The distinct (user_id, item_id) of `asked` that `known` does not have, sorted."""
-    return _pairs(asked).join(_pairs(known), [USER_ID, ITEM_ID], "left_anti").orderBy(USER_ID, ITEM_ID).toArrow()
+def new_pairs(known: RawTable, asked: RawTable, settings: EventsSettings) -> pa.Table:
+    """The distinct (user_id, item_id) of `asked` that `known` does not have, sorted; events of a kind that weighs nothing make none."""
+    asked_for, had = _pairs(asked, settings), _pairs(known, settings)
+    return asked_for.join(had, [USER_ID, ITEM_ID], "left_anti").orderBy(USER_ID, ITEM_ID).toArrow()
 
 
-def events_of(spark: SparkSession, path: Path) -> RawTable:
-    """A file of events: user_id, item_id, perhaps ts and value. Raises InputError naming the path."""
-    frame = read_frame(spark, str(path), "", {}, "file")
-    kept = [name for name in (USER_ID, ITEM_ID, TS, VALUE) if name in frame.columns]
+def events_of(spark: SparkSession, path: Path, option: str, settings: EventsSettings) -> RawTable:
+    """A file of events: user_id, item_id, perhaps event, ts and value, under these names or those of [events.columns].
+
+    Raises InputError naming the option and the path.
+    """
     end = datetime(SOME_DAY.year, SOME_DAY.month, SOME_DAY.day, 23, 59, 59, tzinfo=UTC)
-    return table_of(frame.select(*kept), EVENTS_TABLE, {}, {EVENT: "event", TS: end.strftime("%Y-%m-%d %H:%M:%S")})
+    constants = {EVENT: ANY_EVENT, TS: end.strftime("%Y-%m-%d %H:%M:%S")}
+    frame = read_frame(spark, str(path), "", {}, f"--{option}")
+    named = {name: raw for name, raw in settings.columns.items() if raw in frame.columns}
+    try:
+        found = table_of(frame, EVENTS_TABLE, named, constants)
+    except InputError as error:
+        raise InputError(f"--{option} {path}: {error}") from None
+    return replace(found, frame=frame.select(*(F.col(f"`{raw}`") for raw in dict.fromkeys(found.columns.values()))))
 
 
 def for_files(settings: RootSettings, known: RawTable) -> tuple[RootSettings, date]:
-    """Settings for events that are only pairs with, perhaps, a value and a time; and the day of the latest."""
-    plain = EventsSettings(default_event="event", use_value=VALUE in known.columns, min_on_day=0, earliest=date.min)
+    """Settings for files of which every row counts by the weight of its kind, and by its value where it has one; and the day (UTC)
+    of the latest."""
+    plain = EventsSettings(
+        weights=settings.events.weights if EVENT in known.columns else {},
+        use_value=VALUE in known.columns,
+        min_on_day=0,
+        earliest=date.min,
+    )
     settings = settings.model_copy(update={"events": plain})
     if TS in known.columns:
-        newest = known.mapped().agg(F.max(TS).alias(TS)).first()[TS]
+        newest = known.mapped().agg(F.to_date(F.max(TS)).alias("day")).first()["day"]
         if newest is None:
             raise InputError("no row of the train file has a readable ts")
-        return settings, newest.date()
+        return settings, newest
     return settings, SOME_DAY
 
 
-def _pairs(table: RawTable) -> DataFrame:
-    return table.mapped().select(USER_ID, ITEM_ID).dropna().distinct()
+def counting(table: RawTable, settings: EventsSettings) -> DataFrame:
+    """The rows in our names, without those of a kind that weighs nothing."""
+    if EVENT not in table.columns:
+        return table.mapped()
+    weight = events.weight_of({EVENT: F.col(EVENT)}, EventsSettings(weights=settings.weights))
+    return table.mapped().where(weight > 0)
+
+
+def _pairs(table: RawTable, settings: EventsSettings) -> DataFrame:
+    return counting(table, settings).select(USER_ID, ITEM_ID).dropna().distinct()
 
 
 @click.command()
@@ -111,7 +137,7 @@ def _pairs(table: RawTable) -> DataFrame:
     "--train",
     type=click.Path(path_type=Path),
     required=True,
-    help="Events to train on: user_id, item_id, optionally ts and value.",
+    help="Events to train on: user_id, item_id, optionally event, ts and value.",
 )
 @click.option(
     "--test",
@@ -122,7 +148,9 @@ def _pairs(table: RawTable) -> DataFrame:
 @click.option(
     "--config", "-c", type=click.Path(dir_okay=False, path_type=Path), help="Settings; without it, the defaults."
 )
-@click.option("--model", help="A model (als, popular, similar) or `blend`. Default: what the config says, else als.")
+@click.option(
+    "--model", help=f"A model ({', '.join(models.names())}) or `blend`. Default: what --config or --set says, else als."
+)
 @set_option
 @click.option("--k", default=20, show_default=True, type=click.IntRange(min=1), help="Cut-off of the metrics.")
 @json_option
@@ -131,9 +159,11 @@ def evaluate(
 ) -> None:
     """Measure a model, or the blend, on a train and a test file, by the night's own stages.
 
-    Means over all users of --test with at least one new pair; a user whom --train doesn't have gets the popular list.
+    Means over all users of --test with at least one new pair; a user whom --train doesn't have gets the popular list. Of [events],
+    the names of columns and the weights of kinds count; every row is taken, whatever a night would reject.
     """
     with as_json_line(as_json) as say:
-        settings = choose(load_settings(config, overrides), model or (None if config else "als"), k)
+        configured = config or any(override.startswith("retrieve.models") for override in overrides)
+        settings = choose(load_settings(config, overrides), model or (None if configured else "als"), k)
         found: dict[str, Any] = measure(train, test, settings, Terminal())
         say({"model": BLEND if len(settings.retrieve.models) > 1 else settings.retrieve.models[0]} | found)

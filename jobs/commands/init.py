@@ -1,6 +1,7 @@
 """`nightlist init`: a nightlist.toml that says of every setting what it means and what it is by default."""
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ HEAD = """\
 # A line that begins with `#name =` shows a default; take the # away to change it. Paths count from this file.
 # Next: say in [input] and [events] where your data is, then `nightlist validate`.
 """
+BARE = re.compile(r"[A-Za-z0-9_-]+")
+"""A key that TOML takes without quotes."""
 FIRST = ("input", "events", "items", "users", "blocks")
 
 
@@ -64,7 +67,9 @@ def toml(value: Any) -> str:
         return toml(value.model_dump())
     if isinstance(value, dict):
         return (
-            "{ " + ", ".join(f"{json.dumps(k) if '.' in k else k} = {toml(v)}" for k, v in value.items()) + " }"
+            "{ "
+            + ", ".join(f"{k if BARE.fullmatch(k) else json.dumps(k)} = {toml(v)}" for k, v in value.items())
+            + " }"
             if value
             else "{}"
         )
@@ -102,8 +107,11 @@ def init(config: Path, force: bool, make_store: bool, secrets: Path | None, dry_
 def _write(config: Path, force: bool) -> None:
     if config.exists() and not force:
         raise ConfigError(f"{config} exists already; --force overwrites it")
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(template(), encoding="utf-8")
+    try:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(template(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{config} can't be written: {error.strerror}; name another place with --config") from None
     click.echo(f"wrote {config}; next: set [input] events, then `nightlist validate --config {config}`", err=True)
 
 

@@ -1,5 +1,6 @@
 """`nightlist tune`: good settings for every model and for their blend, found on a split of the training file."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from jobs.buckets import Buckets
-from jobs.commands.evaluate import BLEND, choose, cleaned, events_of, for_files, measure, new_pairs
+from jobs.commands.evaluate import BLEND, choose, cleaned, counting, events_of, for_files, measure, new_pairs
 from jobs.commands.options import Terminated, as_json_line, interruptible, json_option, set_option, terminable
-from jobs.config import RootSettings, TrainSettings, digest_of, load_settings
+from jobs.config import EventsSettings, RootSettings, TrainSettings, digest_of, load_settings
 from jobs.identity import code_digest
 from jobs.inputs import Inputs
 from jobs.models import Candidates
@@ -33,7 +34,7 @@ from jobs.tuning.split import split
 from jobs.tuning.studies import Study
 from jobs.tuning.trials import MARGIN, Models
 from jobs.tuning.worker import Failed, Worker
-from schemas.columns import ITEM_ID, TS, USER_ID, VALUE
+from schemas.columns import EVENT, ITEM_ID, TS, USER_ID, VALUE
 from schemas.errors import ConfigError, InputError, NightlistError
 
 EVALUATION = 2.5
@@ -75,8 +76,9 @@ class Search:
     def prepare(self, train: Path) -> None:
         """Split the file, and put its training part through the night's first two stages."""
         spark = session(self.settings.spark)
-        self._split(events_of(spark, train))
-        known, asked = events_of(spark, self.files.train), events_of(spark, self.files.valid)
+        self._split(events_of(spark, train, "train", self.settings.events))
+        parts = (self.files.train, self.files.valid)
+        known, asked = (events_of(spark, part, "out", EventsSettings()) for part in parts)
         settings, day = for_files(self.settings, known)
         buckets = Buckets(spark, self.run.digest, settings.dataset.parts, self.progress)
         plain = settings.dataset.model_copy(update=PLAIN.model_dump(include={"scale", "half_life_days"}))
@@ -84,7 +86,7 @@ class Search:
         self.run.stage("dataset", dataset.assemble, buckets, kept, Inputs(known, None, None, None), plain, day)
         if not self.pairs.exists():
             draft = self.pairs.with_suffix(".draft")
-            pq.write_table(new_pairs(known, asked), draft)
+            pq.write_table(new_pairs(known, asked, settings.events), draft)
             draft.replace(self.pairs)
         self.budget.save()
 
@@ -239,8 +241,8 @@ class Search:
         record, files = self.files.work / "split.json", (self.files.train, self.files.valid)
         if all(path.exists() for path in files) and read_json(record) == self._checksums():
             return
-        columns = [name for name in (USER_ID, ITEM_ID, VALUE, TS) if name in events.columns]
-        rows = events.mapped().select(*columns).dropna(subset=[USER_ID, ITEM_ID]).toArrow()
+        columns = [name for name in (USER_ID, ITEM_ID, EVENT, VALUE, TS) if name in events.columns]
+        rows = counting(events, self.settings.events).select(*columns).dropna(subset=[USER_ID, ITEM_ID]).toArrow()
         parts = split(rows, self.seed)
         for path, part in zip(files, parts, strict=False):
             pq.write_table(part, path)
@@ -287,7 +289,7 @@ def find(train: Path, search: Search) -> dict[str, Any]:
     "--train",
     type=click.Path(path_type=Path),
     required=True,
-    help="Events to train on: user_id, item_id, optionally ts and value.",
+    help="Events to train on: user_id, item_id, optionally event, ts and value.",
 )
 @click.option("--budget", type=float, required=True, metavar="MINUTES", help="How long the search may take in all.")
 @click.option(
@@ -307,7 +309,13 @@ def find(train: Path, search: Search) -> dict[str, Any]:
 @click.option(
     "--models", default="", metavar="NAME,NAME", help="Models to tune; all that need no Spark where it is not given."
 )
-@click.option("--seed", default=7, show_default=True, help="Seed of the split and of the search.")
+@click.option(
+    "--seed",
+    default=7,
+    show_default=True,
+    type=click.IntRange(0, 2**63 - 1),
+    help="Seed of the split and of the search.",
+)
 @json_option
 def tune(
     train: Path,
@@ -327,7 +335,7 @@ def tune(
     that was stopped.
     """
     with as_json_line(as_json) as say, terminable():
-        if budget <= 0:
+        if not 0 < budget < math.inf:
             raise ConfigError(f"--budget {budget:g}: expected minutes above 0")
         settings = load_settings(config, overrides)
         asked = tuple(name.strip() for name in models.split(",") if name.strip())

@@ -38,7 +38,7 @@ def check(settings: RootSettings, day: date) -> dict[str, Any]:
         raise InputError(
             f"none of {sum(outcomes.values())} sampled events up to {day} can be used: {outcomes or 'there are none'}"
         )
-    newest = sample.events.mapped().agg(F.max(TS).alias(TS)).first()[TS]
+    newest = sample.events.mapped().agg(F.max(TS).cast("string").alias(TS)).first()[TS]  # in UTC, as Spark has it
     return {
         "tables": {name: sorted(table.columns) for name, table in inputs.present().items()},
         "sampled": sum(outcomes.values()),

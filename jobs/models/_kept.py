@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import InputError
+
 StoreAs = Literal["float32", "float16", "int8"]
 FACTORS, SCALES = "item_factors.npy", "item_scales.npy"
 MOST = 127
@@ -44,16 +46,16 @@ Factors = NDArray[np.floating] | Scaled
 def kept(factors: NDArray[np.float32], store_as: StoreAs) -> Factors:
     """Trained factors as they are kept; what is scored and folded in is what is kept, so that a loaded model is the fitted one.
 
-    Raises ValueError where a number is not finite, or too large for float16.
+    Raises InputError where a number is not finite, or too large for float16.
     """
     if not np.isfinite(factors).all():
-        raise ValueError("item factors are not finite: training went wrong; try a larger regularization")
+        raise InputError("item factors are not finite: training went wrong; try a larger regularization")
     if store_as == "int8":
         scales = (np.abs(factors).max(axis=1, initial=0) / MOST).astype(np.float32)
         codes = np.divide(factors, scales[:, None], out=np.zeros_like(factors), where=scales[:, None] > 0)
         return Scaled(np.rint(codes).clip(-MOST, MOST).astype(np.int8), scales)  # clip: scales near 0 are coarse
     if store_as == "float16" and np.abs(factors).max(initial=0) > np.finfo(np.float16).max:
-        raise ValueError(
+        raise InputError(
             f"item factors reach {np.abs(factors).max():g}, and float16 65504: set store_as to float32 or int8"
         )
     return factors.astype(store_as, copy=False)

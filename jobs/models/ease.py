@@ -25,6 +25,7 @@ from jobs.models._inverse import invert
 from jobs.models._pairs import powered
 from jobs.models._top import empty, top_n
 from jobs.search import Between, Smaller
+from schemas.errors import InputError
 from schemas.settings import Section
 
 BLOCK = 256
@@ -137,11 +138,11 @@ def gram(histories: csr_matrix) -> NDArray[np.float32]:
 
 
 def weights_of(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """B of G + L, in its place."""
+    """B of G + L, in its place. Raises InputError where lambda is too small for these histories."""
     try:
         invert(matrix)
     except ValueError as error:
-        raise ValueError(f"ease: {error}; set a larger ease.regularization") from error
+        raise InputError(f"ease: {error}; set a larger ease.regularization") from error
     matrix /= -matrix.diagonal()
     np.fill_diagonal(matrix, 0)
     return matrix

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -104,7 +104,7 @@ def _count(out: Path, kept: DataFrame, settings: EventsSettings, day: date) -> C
     found = kept.agg(
         F.count(F.lit(1)).alias("kept"),
         F.sum((F.col(TS) >= F.lit(begin)).cast("int")).alias("on_day"),
-        F.max(TS).alias("newest"),
+        F.max(TS).cast("date").alias("newest"),
     ).first()
     rejected = _rejected_by_reason(out)
     counts = {"rows": found["kept"], "read": found["kept"] + sum(rejected.values()), "on_day": found["on_day"] or 0}
@@ -119,10 +119,10 @@ def _rejected_by_reason(out: Path) -> dict[str, int]:
 
 
 def _too_few(
-    newest: datetime | None, counts: Counts, rejected: dict[str, int], settings: EventsSettings, day: date, out: Path
+    newest: date | None, counts: Counts, rejected: dict[str, int], settings: EventsSettings, day: date, out: Path
 ) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items()) or "none"
-    last = f"the newest is of {newest:%Y-%m-%d}" if newest else "there is none of an earlier day either"
+    last = f"the newest is of {newest}" if newest else "there is none of an earlier day either"
     return (
         f"{counts['on_day']} usable events on {day} (events.min_on_day = {settings.min_on_day}); {last}; "
         f"read {counts['read']}, rejected: {reasons} (kept aside in {out / REJECTED}); "

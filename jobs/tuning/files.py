@@ -70,7 +70,13 @@ class Files:
             raise ConfigError(
                 f"--out {self.out}: {theirs} exists already, and is of no search to go on with; take another name"
             )
-        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            (self.work / "lock").touch()
+        except OSError as error:
+            raise ConfigError(
+                f"--out {self.out}: {self.work} can't be written to: {error.strerror}; name another"
+            ) from None
         with (self.work / "lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,14 +106,18 @@ class Files:
 
 
 def identity(path: Path) -> str:
-    """A checksum of a file's, or a folder's, contents. Raises InputError where there is none."""
+    """A checksum of a file's, or a folder's, contents. Raises InputError where there is none, or it can't be read."""
     if not path.exists():
         raise InputError(f"--train {path} does not exist; mend the path")
-    return checksum(path) if path.is_dir() else file_checksum(path)
+    try:
+        return checksum(path) if path.is_dir() else file_checksum(path)
+    except OSError as error:
+        raise InputError(f"--train {path} can't be read: {error.strerror}") from None
 
 
 def write_config(files: Files, settings: RootSettings, tuned: Sequence[str], figure: str, k: int) -> None:
-    """F.toml: every setting of the stages and of the models in use that is not its default or was tuned (`tuned`: full names)."""
+    """F.toml: the weights of events, and every setting of the stages and of the models in use that is not its default or was tuned
+    (`tuned`: full names)."""
     used = (*settings.retrieve.models, "popular")  # who has no list of their own gets the popular one
     needed = [each for name in used for each in (*models.requires(name, getattr(settings, name)), name)]
     names = dict.fromkeys((*STAGES, *needed))
@@ -116,6 +126,8 @@ def write_config(files: Files, settings: RootSettings, tuned: Sequence[str], fig
             figure=figure, train=files.train.name, valid=files.valid.name, out=files.out.name, k=f" --k {k}" * (k != 20)
         )
     ]
+    if settings.events.weights:
+        lines.append(f"\n[events]\nweights = {toml(settings.events.weights)}\n")
     for name in names:
         section = getattr(settings, name)
         plain, defaults = section.model_dump(mode="json"), type(section)().model_dump(mode="json")

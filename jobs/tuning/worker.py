@@ -52,9 +52,13 @@ class Worker:
             if isinstance(error, BrokenPipeError):
                 raise Failed("died") from None
             raise
-        if not line:
+        if line is None:
             self.end()
-            raise Failed(f"ended after {seconds:.0f} s" if line is None else "died, most likely of too little memory")
+            raise Failed(f"ended after {seconds:.0f} s")
+        if not line:
+            code = process.wait()
+            self.end()
+            raise Failed("died, most likely of too little memory" if code < 0 else f"ended with code {code}; see above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Failed(answer["error"])
@@ -74,7 +78,7 @@ class Worker:
         environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.tuning.worker", *self._arguments],
+            [sys.executable, "-P", "-m", "jobs.tuning.worker", *self._arguments],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
