@@ -33,7 +33,7 @@ lint: install
 # Spark's --py-files takes a .zip and ignores a .whl: the same archive under both names.
 wheel: install
 	@rm -rf build dist
-	@$(BIN)/python -m build --quiet --wheel
+	@$(BIN)/python -m build --quiet --wheel --no-isolation
 	@cp dist/nightlist-*.whl dist/nightlist.zip
 
 clean:

@@ -4,9 +4,12 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cache
+from hashlib import blake2b
 from itertools import count
+from pathlib import Path
 
 from jobs.stores import Store
 from schemas.errors import NightlistError
@@ -27,7 +30,7 @@ def leased(store: Store, ttl: float, take_over: bool = False) -> Iterator[Lease]
 
     A lease whose holder is known to be gone need not be waited for.
     """
-    lease = _acquire(store, f"{socket.gethostname()}:{os.getpid()}:{next(_turns)}", ttl, take_over)
+    lease = _acquire(store, f"{here()}:{os.getpid()}:{next(_turns)}", ttl, take_over)
     try:
         yield lease
     finally:
@@ -42,7 +45,17 @@ def is_left(owner: str) -> bool:
     found = re.fullmatch(r"(.+?):(\d+)(:\d+)?", owner)
     if owner in _left or not found:
         return owner in _left
-    return found[1] == socket.gethostname() and not is_alive(int(found[2]))
+    return found[1] == here() and not is_alive(int(found[2]))
+
+
+@cache
+def here() -> str:
+    """Where a process id means something: this host, since it was started, and this namespace of it; containers may share the name
+    of a host and not its processes."""
+    sign = blake2b(digest_size=4)
+    with suppress(OSError):  # Linux tells
+        sign.update(bytes(Path("/proc/self/ns/pid").readlink()) + Path("/proc/sys/kernel/random/boot_id").read_bytes())
+    return f"{socket.gethostname()}.{sign.hexdigest()}"
 
 
 def wait_for_lease(

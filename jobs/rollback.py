@@ -5,7 +5,7 @@ All but the last is read without a lease, so that it can be looked at while some
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -127,8 +127,7 @@ def _compare(reader: Reader, live: str, sample: Iterable[ServedList], looked: Lo
 def roll_back(publisher: Publisher, chosen: Plan, left: RunFolder) -> Release:
     """Point the release back as planned, and mark the run that was live BAD for ever. Raises SequenceMoved, Refused.
 
-    Its folder, which may be elsewhere, is told first: a rollback that dies on the way is never taken for last night's good
-    run. Nothing is dropped.
+    Its folder is told first: a rollback that dies on the way is never taken for last night's good run. Nothing is dropped.
     """
     pointer, records = publisher.store.pointer(), publisher.store.runs()
     if pointer is None or pointer.sequence != chosen.sequence:
@@ -139,11 +138,22 @@ def roll_back(publisher: Publisher, chosen: Plan, left: RunFolder) -> Release:
         return pointer
     if chosen.target.run_id not in [record.run_id for record in ways_back(settled(records, pointer))]:
         raise Refused(f"run {chosen.target.run_id} was dropped since it was looked at; see `nightlist runs`")
-    left.folder.mkdir(parents=True, exist_ok=True)
-    left.write(ROLLED_BACK, {"to": chosen.target.run_id, "at": publisher.clock().isoformat()})
+    _tell(left, {"to": chosen.target.run_id, "at": publisher.clock().isoformat()})
     if not chosen.begun:
         publisher.move(chosen.leaves.run_id, RunState.LIVE, RunState.BAD)
     release = publisher.store.flip(chosen.target.run_id, chosen.sequence, publisher.lease.fence)
     with suppress(NightlistError):  # it is served; the states are mended by the next publication
         settle(publisher)
     return release
+
+
+def _tell(left: RunFolder, told: Mapping[str, str]) -> None:
+    """In the folder of a run that becomes BAD; nobody waits for a disk to have lists that are right."""
+    try:
+        left.folder.mkdir(parents=True, exist_ok=True)
+        left.write(ROLLED_BACK, told)
+    except OSError as error:
+        left.progress.note(
+            f"warning: {left.folder} can't be told that its run is BAD ({error.strerror}): a night there may begin from it, "
+            f"until the next publication tells it"
+        )

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from random import getrandbits
 from typing import Any
 
@@ -80,4 +81,7 @@ class AccessLog:
 
 
 def _user() -> str | None:
-    return (request.view_args or {}).get("user_id") or request.args.get("user_id")
+    """The user whom the path or the query names; nobody, where the query is none."""
+    with suppress(ValueError):  # bytes that are no text
+        return (request.view_args or {}).get("user_id") or request.args.get("user_id")
+    return None

@@ -19,7 +19,7 @@ from schemas.settings import CONFIG_FILE, CONFIG_VARIABLE, load_auth_settings, l
 _config = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
 _settings = load_service_settings(_config)[1]
 
-bind = f"{_settings.host}:{_settings.port}"
+bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
 threads = _settings.threads
 worker_class = "gthread"

@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from lookup_api.answers import SOURCES
 from lookup_api.pointer import Follower
 from lookup_api.runtime import VARIABLE, forget_the_dead
 
@@ -44,6 +45,8 @@ class Metrics:
     """The counters of one application, in a registry of its own, so that several live in one process."""
 
     def __init__(self) -> None:
+        if SHARED is not None:
+            SHARED.mkdir(parents=True, exist_ok=True)  # for a worker that begins after somebody cleaned up
         self._registry = CollectorRegistry()
         self._gauges: dict[str, Gauge] = {}
         labels = ("endpoint", "method", "status")
@@ -56,7 +59,11 @@ class Metrics:
         self._problems = self._counter("nightlist_problems", "Answers that are a problem.", "problem")
         self._failures = self._counter("nightlist_refresh_failures", "Pointer reads that failed.")
         self._reader = self._counter("nightlist_reader_events", "What readers did beside one read a list.", "event")
+        for source in SOURCES.values():  # from the start, so that the first one counted is a rise
+            self._answers.labels(source)
+            self._empty.labels(source)
         self._of_route = cache(self._series)  # finding a series by its labels costs as much as counting
+        self._of_route("/metrics", "GET", 2)  # files are opened now: a request that opens one would need the folder
         self.under_way = Gauge(
             "nightlist_requests_under_way",
             "Requests to /v1 that are being answered.",
@@ -109,7 +116,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
-        if SHARED is None:
+        if SHARED is None or not SHARED.is_dir():  # of a folder that somebody removed nothing but this process is left
             return generate_latest(self._registry)
         forget_the_dead(SHARED)
         together = CollectorRegistry()

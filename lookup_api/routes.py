@@ -67,6 +67,7 @@ def batch() -> Response:
         authorize(*asked.user_ids)
         users: list[ListKey] = [("user", user_id) for user_id in asked.user_ids]
         live, found = service.find_all([*users, ("popular", asked.query.segment)])
+        g.run_id = live.run_id
     stale = service.follower().stale
     lists = ",".join(_one_of_many(service, live, found, user, asked.query) for user in users)
     return answers.lists_answer(f'{{{_of_run(live, stale)},"lists":[{lists}]}}')
@@ -150,6 +151,7 @@ def _list(query: Query, *keys: ListKey) -> Response:
     stale, current = service.follower().stale, service.follower().current
     tags = answers.Tags(query.n, stale)
     if current and (same := tags.not_modified(current, (SOURCES[kind] for kind, _ in keys))):
+        g.run_id = current.run_id
         return same  # without a run yet, `find` waits for one, where it counts as under way
     live, found = service.find(*keys)
     if found is None:

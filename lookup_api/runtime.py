@@ -99,7 +99,8 @@ def drain_on_sigterm(folder: Path, seconds: float) -> None:
     assert callable(stop), "the server has its handler before ours"
 
     def drain() -> None:
-        (folder / DRAINING).touch()
+        with suppress(OSError):  # what cleans /tmp may have taken the folder: workers then learn it when they are ended
+            (folder / DRAINING).touch()
         log.info("told to end: answering for another %g s, then stopping", seconds)
         time.sleep(seconds)
         stop(signal.SIGTERM, None)

@@ -17,7 +17,7 @@ LayeredType = TypeVar("LayeredType", bound="Layered")
 
 CONFIG_FILE = "nightlist.toml"
 CONFIG_VARIABLE = "NIGHTLIST_CONFIG"
-SECRET = re.compile(r"password|secret|token|credential", re.IGNORECASE)
+SECRET = re.compile(r"password|secret|token|credential|log_key", re.IGNORECASE)
 """Names of settings and of options whose values are shown nowhere."""
 
 

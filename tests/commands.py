@@ -118,5 +118,5 @@ def serving(config: Path, ready: str = "/readyz", under: Sequence[str] = ()) -> 
 def _is_ready(port: int, path: str) -> bool:
     try:
         return requests.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code == 200
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False

@@ -28,7 +28,7 @@ def run(command: Sequence[object], folder: Path, **environment: str) -> Ended:
         env=bare_environment(**environment),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 

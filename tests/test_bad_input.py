@@ -3,7 +3,6 @@
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from jobs.lease import here
 from jobs.lists import BuiltLists
 from jobs.progress import Progress
 from jobs.run import RunFolder
@@ -242,7 +242,7 @@ def test_a_living_publisher_is_waited_for_and_a_dead_one_is_not(tonight: Place) 
     """The store's lease: exit code 4 while its holder lives, told who it is; taken over at once when it is dead."""
     store = open_store(tonight.settings().store)
     with another("") as other:
-        owner = f"{socket.gethostname()}:{other.pid}"
+        owner = f"{here()}:{other.pid}"
         store.acquire(owner, 3_600)
         with unchanged(tonight):
             ended = night(tonight, day=DAY)

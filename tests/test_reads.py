@@ -21,7 +21,7 @@ from schemas.settings import CassandraSettings
 
 ROW = ("row",)
 BROKEN = ReadTimeout("broken")
-HEDGE, TIME = 0.05, 0.3
+HEDGE, TIME = 0.5, 3.0
 
 Step = tuple[float, Any]
 """When a node answers, and what; None as a time: never."""
@@ -68,7 +68,7 @@ def test_a_quick_answer_is_not_hedged() -> None:
 
 def test_a_silent_replica_costs_the_hedge() -> None:
     """Only the keys that wait are asked for again; the first answer counts, whoever gives it."""
-    found, hedges, seconds = read({"u": [None, (0.0, [ROW])], "v": [(0.0, [ROW])], "w": [(0.15, [ROW]), None]})
+    found, hedges, seconds = read({"u": [None, (0.0, [ROW])], "v": [(0.0, [ROW])], "w": [(1.5, [ROW]), None]})
 
     assert (found, hedges) == ({"u": ROW, "v": ROW, "w": ROW}, 2)
     assert HEDGE < seconds < TIME
@@ -76,7 +76,7 @@ def test_a_silent_replica_costs_the_hedge() -> None:
 
 def test_an_error_waits_for_the_other_replica() -> None:
     """Where a hedge is under way; the error is the answer only when nobody has a better one."""
-    found, hedges, _ = read({"u": [(0.1, BROKEN), (0.1, [ROW])], "v": [(0.1, BROKEN), (0.0, BROKEN)]})
+    found, hedges, _ = read({"u": [(1.0, BROKEN), (1.0, [ROW])], "v": [(1.0, BROKEN), (0.0, BROKEN)]})
 
     assert (found, hedges) == ({"u": ROW, "v": BROKEN}, 2)
 
@@ -97,7 +97,7 @@ def test_nobody_waits_past_the_end(hedge: float) -> None:
     assert found.pop("w") == ROW
     assert {type(reply) for reply in found.values()} == {OperationTimedOut}
     assert hedges == (1 if hedge else 0)
-    assert TIME <= seconds < TIME + 0.2
+    assert TIME <= seconds < TIME + 5
 
 
 def test_a_plan_that_the_driver_is_walking_is_left_to_it() -> None:
@@ -132,8 +132,8 @@ def test_what_nobody_waits_for_is_ended() -> None:
 
 def test_what_comes_too_late_is_nobodys() -> None:
     """An answer after the end is not waited for, and hurts nobody."""
-    assert isinstance(read({"u": [(TIME + 0.1, [ROW])]}, 0.0)[0]["u"], OperationTimedOut)
-    time.sleep(0.2)
+    assert isinstance(read({"u": [(TIME + 1, [ROW])]}, 0.0)[0]["u"], OperationTimedOut)
+    time.sleep(1.5)
 
 
 class Nodes:

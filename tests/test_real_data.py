@@ -158,6 +158,7 @@ def test_online_retail_end_to_end(tmp_path, spark, shared_data, cassandra, keysp
     """Each of 541,909 raw lines has exactly one reason, and each user reads through HTTP what the night built, from the
     embedded store and from Cassandra alike."""
     there = retail_place(tmp_path, shared_data)
+    there.sections["serve"] = {"deadline_seconds": 30.0, "read_seconds": 15.0}  # none of 19,000 reads may be late
 
     report = there.night(RETAIL_DAY)
 

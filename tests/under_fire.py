@@ -37,7 +37,7 @@ LAG_SECONDS = 5.0
 LOST = 5
 """Exit code: the store could not be reached, or was lost."""
 TRIES = 4
-SLOW_ROWS = 300
+SLOW_ROWS = 150
 """Lists a second of a loader that is to be met at work."""
 
 
@@ -149,8 +149,14 @@ class Site:
         run_id = self._build()
         with self._happens("kill loader") as happening:
             loader = self._publisher(run_id, slow=True)
-            self._wait(lambda: self._loaded(run_id) >= (USERS + OTHERS) // 2 or loader.poll() is not None)
-            loaded = self._loaded(run_id)
+            loaded = 0
+
+            def half_way() -> bool:
+                nonlocal loaded
+                loaded = self._loaded(run_id)
+                return loaded >= (USERS + OTHERS) // 2 or loader.poll() is not None
+
+            self._wait(half_way)
             assert loader.poll() is None, _ended(loader)
             os.killpg(loader.pid, signal.SIGKILL)
             loader.communicate()

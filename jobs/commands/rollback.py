@@ -11,7 +11,7 @@ from jobs.commands.options import config_option, failing, json_option, print_jso
 from jobs.commands.runs import ago
 from jobs.config import RootSettings, load_settings
 from jobs.lease import wait_for_lease
-from jobs.progress import Progress, Terminal
+from jobs.progress import Terminal
 from jobs.rollback import Looked, Plan, look, plan, roll_back
 from jobs.run import RunFolder, now
 from jobs.stages.publish import publishing
@@ -41,9 +41,10 @@ def rollback(config: Path, wanted: str | None, yes: bool, dry_run: bool, take_ov
         store, reader = open_store(settings.store), open_reader(settings.store)
         try:
             pointer = store.pointer()
-            left = RunFolder(settings.paths.runs / (pointer.run_id if pointer else "none"), "", Progress())
+            progress = Terminal()
+            left = RunFolder(settings.paths.runs / (pointer.run_id if pointer else "none"), "", progress)
             chosen = plan(store.runs(), pointer, wanted, left)
-            looked = look(reader, chosen, Terminal())
+            looked = look(reader, chosen, progress)
             show(chosen, looked, now())
             if dry_run:
                 print_json(line(chosen, looked) | {"dry_run": True}) if as_json else None

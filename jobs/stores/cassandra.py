@@ -89,16 +89,14 @@ class CassandraStore(RegistryStore):
             raise
         except Exception:
             with suppress(NightlistError):
-                self._read().check_loading(run_id, fence)
-                self._ddl("drop", table)
+                self._drop_table(table, lambda: self._read().check_loading(run_id, fence))
             raise
         return written
 
     def drop(self, run_id: str, fence: int) -> None:
         """Drop the run's table, then its row unless it is BAD. Raises IllegalTransition for the live run."""
-        self._read().dropped(run_id, fence)
         # Before its row: a crash between the two leaves a run that readers refuse, and no table that nobody knows.
-        self._ddl("drop", lists_table(self.settings, run_id))
+        self._drop_table(lists_table(self.settings, run_id), lambda: self._read().dropped(run_id, fence))
         self._change(lambda registry, now: registry.dropped(run_id, fence))
 
     def size(self, run_id: str) -> int | None:
@@ -198,6 +196,11 @@ class CassandraStore(RegistryStore):
         for host in self._connection.session().cluster.metadata.all_hosts():
             with suppress(*UNREACHED):
                 yield from self._connection.execute(query, (self.settings.keyspace, table_of(run_id)), host=host)
+
+    def _drop_table(self, table: str, check: Callable[[], Any]) -> None:
+        """Drop it, as long as `check` allows: looked at anew before each try, for a successor may load the same run meanwhile."""
+        check()
+        self._ddl("drop", table, lambda _: check())
 
     def _ddl(
         self,

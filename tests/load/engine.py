@@ -167,6 +167,8 @@ class Load:
         """Open what connections are missing, and give up what takes too long."""
         while True:
             await asyncio.gather(*(self._connect() for _ in range(self._size - len(self._connections))))
+            if self._out:
+                self._out.flush()  # whoever watches the answers sees the newest
             old = time.monotonic() - self.timeout
             for connection in list(self._connections):
                 connection.give_up(old)
