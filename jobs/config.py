@@ -36,7 +36,7 @@ class InputSettings(Section):
     """Path of the events; relative ones count from nightlist.toml. With a format that reads no files, e.g. jdbc or iceberg,
     their table. The only one that must be there."""
     items: str | None = None
-    """Path of the catalogue: titles, availability, labels."""
+    """Path of the catalogue. Availability counts; other columns change no list."""
     users: str | None = None
     """Path of the users: country, birth year."""
     blocks: str | None = None
@@ -104,7 +104,7 @@ class DatasetSettings(Section):
 
 
 class TrainSettings(Section):
-    """Stage 3."""
+    """Stage 3: models learn."""
 
     seed: int = Field(7, ge=0, lt=2**63)
     """Seed of every random draw of a night."""
@@ -114,7 +114,7 @@ class TrainSettings(Section):
 
 
 class RetrieveSettings(Section):
-    """Stage 4."""
+    """Stage 4: each model proposes candidates to each user."""
 
     models: tuple[str, ...] = Field(("als", "popular", "similar"), min_length=1)
     """Candidate models, by their file in jobs/models. With one, its order is the list; with several, they are blended."""
@@ -126,7 +126,7 @@ class RankSettings(Section):
     """Stage 5: the blend of the candidate models."""
 
     weights: dict[str, float] = {"als": 1.0, "als_spark": 1.0, "popular": 1.0, "similar": 0.75}
-    """Weight of each candidate model in the blend; a model that is not named counts 0."""
+    """Weight of each candidate model in the blend. A table given here takes the place of this one; who is not named weighs 1."""
     method: Annotated[Literal["ranks", "scores", "distances"], OneOf(("ranks", "scores", "distances"))] = "ranks"
     """What a place in a model's list is worth: by its rank, weight / (smoothing + rank); by its score, as a share of the way from
     the list's last score to its first; or by that way's own length, in the model's median one, so that a model counts more for
@@ -138,7 +138,7 @@ class RankSettings(Section):
 
 
 class RerankSettings(Section):
-    """Stage 6."""
+    """Stage 6: what a list may hold, and how long it is."""
 
     n: int = Field(100, ge=1)
     """Length of a full list."""
@@ -198,12 +198,12 @@ class GateSettings(Section):
 
 
 class SparkSettings(Section):
-    """The Spark session, where spark-submit has not made it."""
+    """The Spark session."""
 
     master: str = "local[*]"
     """Spark master; ignored under spark-submit."""
     conf: dict[str, str] = {}
-    """More Spark settings, e.g. { "spark.driver.memory" = "8g" }."""
+    """More Spark settings, e.g. { "spark.driver.memory" = "8g" }; they win over what spark-submit was given."""
 
 
 class Paths(Section):
@@ -265,14 +265,15 @@ def check_models(settings: RootSettings) -> None:
     if len(set(settings.retrieve.models)) < len(settings.retrieve.models):
         raise ConfigError(f"retrieve.models = {list(settings.retrieve.models)} names a model twice")
     names, weights = settings.retrieve.models, settings.rank.weights
-    if len(names) > 1 and not any(weights.get(name, 0) > 0 for name in names):
+    if len(names) > 1 and not any(weights.get(name, 1) > 0 for name in names):
         raise ConfigError(
             f"rank.weights = {weights} gives none of retrieve.models = {list(names)} a weight above 0: their lists would be in no order"
         )
 
 
 def digest_of(settings: RootSettings) -> str:
-    """SHA-256 of every setting that can change a list: all but [store], [serve], [auth], [spark], paths and gate levels."""
+    """SHA-256 of every setting that can change a run's files: all but [store], [serve], [auth], [spark], gate levels, and where and under
+    whose name the tables are read."""
     values = settings.model_dump(mode="json", exclude={"store", "serve", "auth", "spark", "paths", "gate"})
     # Those that hold secrets say who reads, not what.
     options = {key: value for key, value in settings.input.options.items() if not SECRET.search(key)}

@@ -150,23 +150,37 @@ def _open(
 
 def read_frame(spark: "SparkSession", path: str, format: str, options: Mapping[str, str], setting: str) -> DataFrame:
     """Any table that Spark reads; without a format, by the path's ending. Raises InputError naming `setting` and the path."""
-    name = path.lower()
-    kind = format.lower() or next((known for ending, known in ENDINGS.items() if name.endswith(ending)), "parquet")
+    kind = format.lower() or _by_ending(path) or "parquet"
     if kind == "csv":
-        options = CSV | ({"sep": "\t"} if name.endswith(".tsv") else {}) | dict(options)
+        options = CSV | ({"sep": "\t"} if path.lower().endswith(".tsv") else {}) | dict(options)
     try:
         reader = spark.read.format(format or kind).options(**options)
         frame = reader.option("dbtable", path).load() if kind == "jdbc" else reader.load(path)
     except UNREADABLE as error:
         absent = isinstance(error, PySparkException) and "PATH_NOT_FOUND" in (error.getCondition() or "")
         problem = "does not exist" if absent else f"can't be read as {kind}: {first_line(error)}"
-        raise InputError(
-            f"{setting} = {path} {problem}; mend the path or the file, then try `nightlist validate`"
-        ) from None
+        guessed = not (absent or format or _by_ending(path))
+        help_ = "say what it is by [input] format" if guessed else "mend the path or the file"
+        raise InputError(f"{setting} = {path} {problem}; {help_}, then try `nightlist validate`") from None
     if kind != "csv":
         return frame
     texts = [F.regexp_replace(F.col(f"`{name}`"), PLAIN_NUMBER, "$1").alias(name) for name in frame.columns]
     return frame.select(*texts)  # a CSV that pandas wrote says 12346.0 where it means 12346
+
+
+def read_beside(spark: "SparkSession", path: str, settings: InputSettings, setting: str) -> DataFrame:
+    """A table that is none of the night's: by its ending, else as [input] has it, whose options count for what is of the same kind.
+
+    Raises InputError.
+    """
+    format = "" if _by_ending(path) else settings.format
+    ours = settings.format.lower() or _by_ending(settings.events) or "parquet"
+    same = (format.lower() or _by_ending(path) or "parquet") == ours
+    return read_frame(spark, path, format, settings.options if same else {}, setting)
+
+
+def _by_ending(path: str) -> str | None:
+    return next((kind for ending, kind in ENDINGS.items() if path.lower().endswith(ending)), None)
 
 
 def _missing(table: InputTable, name: str, raw: str, frame: DataFrame) -> str:

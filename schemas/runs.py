@@ -24,9 +24,6 @@ class RunState(StrEnum):
     FAILED = "FAILED"
 
 
-IN_MANIFEST = frozenset({RunState.BUILT, RunState.REFUSED})
-"""States that stand in the run's manifest; the others stand in the store."""
-
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.BUILT: frozenset({RunState.REFUSED, RunState.LOADING}),
     RunState.REFUSED: frozenset({RunState.LOADING}),  # only with an override, which the verdict records

@@ -303,7 +303,7 @@ class TestNight:
             assert pq.read_table(path).equals(pq.read_table(other / "rerank" / path.name))
 
     def test_it_counts_in_the_blend(self) -> None:
-        """als_spark in place of als has als's weight in the default blend; a model that is not named would count 0."""
+        """als_spark in place of als has als's weight in the default blend."""
         weights = RankSettings().weights
 
         assert weights["als_spark"] == weights["als"] > 0

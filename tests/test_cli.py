@@ -106,6 +106,8 @@ def test_init_writes_a_file_that_loads_and_keeps_one_that_is_there(tmp_path: Pat
     assert "--force" in again.stderr
     below_a_file = nightlist("init", "-c", config / "nightlist.toml")
     assert (below_a_file.code, "can't be written" in below_a_file.stderr) == (2, True)
+    assert nightlist("init", "-c", tmp_path / "other.toml", "--dry-run").code == 2
+    assert not (tmp_path / "other.toml").exists()
     assert nightlist("init", "-c", config, "--force").code == 0
     assert config.read_text(encoding="utf-8") == text
     written, default = load_settings(config), load_settings(None)

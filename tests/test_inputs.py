@@ -14,7 +14,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from jobs.config import load_settings
-from jobs.inputs import RawTable, check_rules, read_frame, read_inputs, table_of
+from jobs.inputs import RawTable, check_rules, read_beside, read_frame, read_inputs, table_of
 from schemas.columns import EVENTS_TABLE, ITEMS_TABLE, TS, USER_ID, USERS_TABLE, InputTable
 from schemas.errors import ConfigError, InputError
 from tests.nights import checkerboard, event, place, write_table
@@ -251,6 +251,23 @@ def test_csv_is_read_as_spreadsheets_write_it(spark: SparkSession, tmp_path: Pat
     assert [list(row) for row in found.collect()] == rows[1:]
     upper = read_frame(spark, str(tmp_path / name), "CSV", {}, "input.events")
     assert [list(row) for row in upper.collect()] == rows[1:]
+
+
+def test_what_an_ending_does_not_tell_has_to_be_said(spark: SparkSession, tmp_path: Path) -> None:
+    """A folder of CSV is taken for Parquet, and the way out is named; [input] format and options count for other files, too."""
+    folder = tmp_path / "events"
+    folder.mkdir()
+    (folder / "part-0.csv").write_text("user_id;item_id\nu;i\n")
+    with pytest.raises(InputError, match=r"can't be read as parquet: .*say what it is by \[input\] format"):
+        read_frame(spark, str(folder), "", {}, "input.events")
+    settings = load_settings(
+        None, ["input.events=elsewhere.csv", "input.format=csv", 'input.options={ sep = ";" }']
+    ).input
+
+    assert [list(row) for row in read_beside(spark, str(folder), settings, "--train").collect()] == [["u", "i"]]
+    assert read_beside(spark, str(folder / "part-0.csv"), settings, "--train").columns == ["user_id", "item_id"]
+    write_table([{"user_id": "u", "item_id": "i"}], tmp_path / "t.parquet")
+    assert read_beside(spark, str(tmp_path / "t.parquet"), settings, "--train").columns == ["user_id", "item_id"]
 
 
 def test_csv_has_a_header_and_ids_that_pandas_wrote_as_floats(spark: SparkSession, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def fused(
         for name in MODELS:
             trust = 1.0 if name == "popular" or not chosen.short_history else h / (h + chosen.short_history)
             for rank, item in enumerate(user[name], 1):
-                part = chosen.weights.get(name, 0.0) * trust / (chosen.smoothing + rank)
+                part = chosen.weights.get(name, 1.0) * trust / (chosen.smoothing + rank)
                 score[item] = score.get(item, 0.0) + part
                 sources.setdefault(item, []).append(name)
         rows = [(item, float(np.float32(total)), "+".join(sorted(sources[item]))) for item, total in score.items()]
@@ -276,9 +276,9 @@ class TestFuse:
         assert [item for item, *_ in long] == [1, 2]
 
     def test_a_model_without_weight_counts_nothing(self) -> None:
-        """What only an unweighted model proposes comes last, at a score of 0, and moves nothing else."""
+        """What only a model of weight 0 proposes comes last, at a score of 0, and moves nothing else."""
         users = [{"als": [1, 2], "similar": [3, 2]}]
-        chosen = RankSettings(weights={"als": 1}, smoothing=10, short_history=0)
+        chosen = RankSettings(weights={"als": 1, "similar": 0}, smoothing=10, short_history=0)
         (found,) = flat_of(fuse(proposed(users), np.array([9]), chosen))
 
         assert [(item, source) for item, _, source, _ in found] == [(1, "als"), (2, "als+similar"), (3, "similar")]

@@ -69,7 +69,13 @@ def test_the_readmes_commands_exist():
     from jobs.cli import COMMANDS
 
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    for readme in ("README.md", "jobs/README.md", "jobs/CLUSTERS.md", "lookup_api/README.md"):
+    for readme in (
+        "README.md",
+        "jobs/README.md",
+        "jobs/CLUSTERS.md",
+        "lookup_api/README.md",
+        "lookup_api/DECISIONS.md",
+    ):
         blocks = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / readme).read_text(), re.S))
         assert set(re.findall(r"^nightlist ([a-z]+)", blocks, re.M)) <= set(COMMANDS), readme
         assert set(re.findall(r"^make ([a-z]+)", blocks, re.M)) <= targets, readme

@@ -207,6 +207,7 @@ def test_columns_and_kinds_of_events_are_those_of_the_configuration(spark: Spark
     assert said["users"] == 100
     assert said["hit@20"] > 0, "50 items were shown to more people than any was liked by"
     assert load_settings(out).events.weights == {"like": 3.0, "add to cart": 4.0}
+    assert evaluated(train, train, out, "--k", 5)["users"] == 0, "F.toml names the columns of the whole file, too"
     assert {name: found[name] for name in METRICS} == {name: said[name] for name in METRICS}
 
 

@@ -32,7 +32,7 @@ CLOCKS_APART = 5.0
 Check = Callable[[RootSettings], str]
 """Says what it found; raises NightlistError, whose message says what to do."""
 
-NEEDED = ("numpy", "scipy", "pyarrow", "implicit", "threadpoolctl", "pydantic_settings")
+NEEDED = ("numpy", "scipy", "numba", "pyarrow", "implicit", "threadpoolctl", "pydantic_settings")
 """What the work on a bucket imports."""
 WORKER_PYTHON = "PYSPARK_PYTHON (or spark.pyspark.python)"
 JAVA_NEEDED = 17
@@ -106,9 +106,7 @@ def _lacks(needed: tuple[str, ...], _: int) -> list[str]:
 
 
 def _lacking(packages: str) -> str:
-    return (
-        f"workers lack {packages}: install what nightlist[jobs] depends on into the Python that {WORKER_PYTHON} names"
-    )
+    return f"workers lack {packages}: install what nightlist[jobs,cassandra] depends on into the Python that {WORKER_PYTHON} names"
 
 
 def _of_workers(said: str, summary: str) -> str:

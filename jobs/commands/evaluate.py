@@ -17,7 +17,7 @@ from jobs.buckets import Buckets
 from jobs.commands.options import as_json_line, json_option, set_option
 from jobs.config import EventsSettings, RootSettings, check_models, load_settings
 from jobs.evaluation import recommend, score
-from jobs.inputs import Inputs, RawTable, read_frame, table_of
+from jobs.inputs import Inputs, RawTable, read_beside, table_of
 from jobs.progress import Progress, Terminal
 from jobs.run import RunFolder
 from jobs.spark import session
@@ -38,7 +38,7 @@ def measure(train: Path, test: Path, settings: RootSettings, progress: Progress)
     Raises InputError when a file can't be read or lacks a column.
     """
     spark = session(settings.spark)
-    known, asked = (events_of(spark, path, name, settings.events) for name, path in (("train", train), ("test", test)))
+    known, asked = (events_of(spark, path, name, settings) for name, path in (("train", train), ("test", test)))
     settings, day = for_files(settings, known)
     with tempfile.TemporaryDirectory(prefix="nightlist-") as folder:
         run = RunFolder(Path(folder), "evaluate", progress)
@@ -86,15 +86,15 @@ def new_pairs(known: RawTable, asked: RawTable, settings: EventsSettings) -> pa.
     return asked_for.join(had, [USER_ID, ITEM_ID], "left_anti").orderBy(USER_ID, ITEM_ID).toArrow()
 
 
-def events_of(spark: SparkSession, path: Path, option: str, settings: EventsSettings) -> RawTable:
+def events_of(spark: SparkSession, path: Path, option: str, settings: RootSettings) -> RawTable:
     """A file of events: user_id, item_id, perhaps event, ts and value, under these names or those of [events.columns].
 
     Raises InputError naming the option and the path.
     """
     end = datetime(SOME_DAY.year, SOME_DAY.month, SOME_DAY.day, 23, 59, 59, tzinfo=UTC)
     constants = {EVENT: ANY_EVENT, TS: end.strftime("%Y-%m-%d %H:%M:%S")}
-    frame = read_frame(spark, str(path), "", {}, f"--{option}")
-    named = {name: raw for name, raw in settings.columns.items() if raw in frame.columns}
+    frame = read_beside(spark, str(path), settings.input, f"--{option}")
+    named = {name: raw for name, raw in settings.events.columns.items() if raw in frame.columns}
     try:
         found = table_of(frame, EVENTS_TABLE, named, constants)
     except InputError as error:

@@ -19,6 +19,7 @@ from schemas.settings import CassandraSettings
 HEAD = """\
 # Nightlist: recommendation lists made at night, published like a release, handed out by day.
 # A line that begins with `#name =` shows a default; take the # away to change it. Paths count from this file.
+# The environment wins over this file (NIGHTLIST_ALS__FACTORS=128), and --set over both (--set als.factors=128).
 # Next: say in [input] and [events] where your data is, then `nightlist validate`.
 """
 BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -97,6 +98,8 @@ def toml(value: Any) -> str:
 @click.option("--dry-run", is_flag=True, help="With --store: only show what would be made.")
 def init(config: Path, force: bool, make_store: bool, secrets: Path | None, dry_run: bool) -> None:
     """Write a commented nightlist.toml, with every setting, its meaning and its default; or make the store."""
+    if not make_store and (secrets or dry_run):
+        raise click.UsageError("--secrets and --dry-run go with --store")
     with failing():
         if not make_store:
             _write(config, force)

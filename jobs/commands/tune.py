@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from jobs.buckets import Buckets
 from jobs.commands.evaluate import BLEND, choose, cleaned, counting, events_of, for_files, measure, new_pairs
 from jobs.commands.options import Terminated, as_json_line, interruptible, json_option, set_option, terminable
-from jobs.config import EventsSettings, RootSettings, TrainSettings, digest_of, load_settings
+from jobs.config import RootSettings, TrainSettings, digest_of, load_settings
 from jobs.identity import code_digest
 from jobs.inputs import Inputs
 from jobs.models import Candidates
@@ -76,9 +76,9 @@ class Search:
     def prepare(self, train: Path) -> None:
         """Split the file, and put its training part through the night's first two stages."""
         spark = session(self.settings.spark)
-        self._split(events_of(spark, train, "train", self.settings.events))
+        self._split(events_of(spark, train, "train", self.settings))
         parts = (self.files.train, self.files.valid)
-        known, asked = (events_of(spark, part, "out", EventsSettings()) for part in parts)
+        known, asked = (events_of(spark, part, "out", RootSettings()) for part in parts)
         settings, day = for_files(self.settings, known)
         buckets = Buckets(spark, self.run.digest, settings.dataset.parts, self.progress)
         plain = settings.dataset.model_copy(update=PLAIN.model_dump(include={"scale", "half_life_days"}))

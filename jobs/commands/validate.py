@@ -18,6 +18,7 @@ from jobs.stages.events import JUDGEMENT, judged, judging
 from schemas.columns import TS
 from schemas.errors import InputError
 
+TIMES = "a ts is yyyy-mm-dd, with or without hours, or counts from 1970; one such as 12/1/2010 8:26 has to be written so first"
 SAMPLE = 100_000
 """Rows looked at: enough to see what is systematic, few enough for a minute."""
 
@@ -37,6 +38,7 @@ def check(settings: RootSettings, day: date) -> dict[str, Any]:
     if not outcomes.get("kept"):
         raise InputError(
             f"none of {sum(outcomes.values())} sampled events up to {day} can be used: {outcomes or 'there are none'}"
+            + (f"; {TIMES}" if "bad_ts" in outcomes else "")
         )
     newest = sample.events.mapped().agg(F.max(TS).cast("string").alias(TS)).first()[TS]  # in UTC, as Spark has it
     return {

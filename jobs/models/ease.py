@@ -66,7 +66,7 @@ class Model:
 
     @classmethod
     def fit(cls, training: Training, settings: Settings, fitted: Mapping[str, CandidateModel] | None = None) -> Self:
-        """Deterministic, whatever the number of cores. Raises ValueError where lambda is too small for float32."""
+        """Deterministic, whatever the number of cores. Raises InputError where lambda is too small for float32."""
         counts = np.bincount(training.weights.indices, minlength=training.items)
         items = most_used(counts, settings.max_items)
         pairs = powered(training.weights, settings.weight_exponent)

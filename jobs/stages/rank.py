@@ -50,7 +50,7 @@ def fuse(
     `history`: items, one number a user; `units`: by model, of its distances (jobs.units), 1 where it is not named. `sources` of
     the result are the proposing models, sorted, joined by `+`; an equal score is decided by the lower item number.
     """
-    weights = np.array([settings.weights.get(name, 0.0) for name in entries.names])
+    weights = np.array([settings.weights.get(name, 1.0) for name in entries.names])
     generic = np.array([not personal(name) for name in entries.names])
     parts = weights[entries.sources] * np.where(generic[entries.sources], 1.0, trust(history, settings)[entries.row])
     if settings.method == "distances":

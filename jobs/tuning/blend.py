@@ -119,8 +119,8 @@ def study_of(journal_of: Callable[..., Study], pool: Pool, before: RankSettings)
     marks = space(type(before))
     ranges |= {key: distribution(mark, getattr(before, key)) for key, mark in marks.items()}
     rest = {key: getattr(before, key) for key in marks}
-    largest = max((before.weights.get(name, 0.0) for name in names), default=0.0) or 1.0
-    own = {f"{WEIGHT}{name}": before.weights.get(name, 0.0) / largest for name in names}
+    largest = max((before.weights.get(name, 1.0) for name in names), default=0.0) or 1.0
+    own = {f"{WEIGHT}{name}": before.weights.get(name, 1.0) / largest for name in names}
     alike = {f"{WEIGHT}{name}": 1.0 for name in names}
     single = [{f"{WEIGHT}{name}": float(name == only) for name in names} for only in names]
     first = [own | rest, *(one | rest for one in single)]

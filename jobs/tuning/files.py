@@ -83,9 +83,7 @@ class Files:
             except OSError:
                 raise Busy(f"another `nightlist tune` is at work on {self.out}; wait for it") from None
             self._check(arguments)
-            (self.work / f"{JOURNAL}.lock").unlink(
-                missing_ok=True
-            )  # Optuna's, of who was killed: it would wait for 30 s
+            self.unlock()
             yield
 
     def unlock(self) -> None:
@@ -116,7 +114,7 @@ def identity(path: Path) -> str:
 
 
 def write_config(files: Files, settings: RootSettings, tuned: Sequence[str], figure: str, k: int) -> None:
-    """F.toml: the weights of events, and every setting of the stages and of the models in use that is not its default or was tuned
+    """F.toml: names and weights of events, and every setting of the stages and of the models in use that is not its default or was tuned
     (`tuned`: full names)."""
     used = (*settings.retrieve.models, "popular")  # who has no list of their own gets the popular one
     needed = [each for name in used for each in (*models.requires(name, getattr(settings, name)), name)]
@@ -126,8 +124,9 @@ def write_config(files: Files, settings: RootSettings, tuned: Sequence[str], fig
             figure=figure, train=files.train.name, valid=files.valid.name, out=files.out.name, k=f" --k {k}" * (k != 20)
         )
     ]
-    if settings.events.weights:
-        lines.append(f"\n[events]\nweights = {toml(settings.events.weights)}\n")
+    events = {key: value for key in ("columns", "weights") if (value := getattr(settings.events, key))}
+    if events:
+        lines.append("\n[events]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in events.items()))
     for name in names:
         section = getattr(settings, name)
         plain, defaults = section.model_dump(mode="json"), type(section)().model_dump(mode="json")

@@ -11,7 +11,7 @@ from jobs.search import smaller, space
 from jobs.tuning.studies import Params, distribution
 from schemas.errors import ConfigError
 
-DATASET, RANK = "dataset", "rank"
+DATASET = "dataset"
 SEGMENTS = "segments"
 """Columns of the users table, which a training file does not have: `evaluate` does without them, too."""
 DAYS = "_days"

@@ -66,7 +66,10 @@ def _overview(models: Models, blend: Blend | None, chosen: Sequence[str]) -> str
 
 def _blend(blend: Blend) -> str:
     chosen = blend.settings
-    how = f"smoothing {chosen.smoothing:g}" if chosen.method == "ranks" else "scores from a list's last to its first"
+    how = {
+        "ranks": f"smoothing {chosen.smoothing:g}",
+        "scores": "shares of the way from a list's last to its first",
+    }.get(chosen.method, "ways from a list's last to its first, in each model's median one")
     best = max(blend.alone.values())
     return (
         f"## Blend\n\nNDCG {blend.value:.4f} by {chosen.method} ({how}), short_history {chosen.short_history:g}; "
