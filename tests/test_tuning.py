@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.sparse import csr_matrix
 
@@ -664,9 +665,26 @@ class TestTrials:
         for _ in range(3):
             found.one("als")
 
-        assert "died" in found.left_out["als"]
-        assert "died" in searching().left_out["als"]
+        assert "ended with code 1" in found.left_out["als"]
+        assert "ended with code 1" in searching().left_out["als"]
         assert searching(minutes=600).left_out == {}, "it may have been the time"
+
+    def test_the_lists_of_the_best_trial_are_kept(self, searching: Callable[..., Models], worker: Worker) -> None:
+        """So that the blend need not fit it again; those of earlier bests go."""
+        found = searching()
+        for _ in range(4):
+            found.one("als")
+        (kept,) = found.journal.parent.glob("lists-als-*.npz")
+        best = found.best()["als"]
+
+        assert kept == found.lists_of("als")
+        worker.ask({"do": "fit", "with": {"name": "als", "sections": fit_sections(found.found(), "als")}}, 60)
+        worker.ask(
+            {"do": "lists", "with": {"n": found.settings.retrieve.candidates, "path": str(kept) + ".again.npz"}}, 60
+        )
+        with np.load(kept) as ours, np.load(str(kept) + ".again.npz") as again:
+            assert_array_equal(ours["items"], again["items"])
+        assert best.value == max(trial.value for trial in found.studies["als"].finished())
 
     def test_equal_parameters_are_fitted_once(self, searching: Callable[..., Models], worker: Worker) -> None:
         found = searching()
@@ -698,6 +716,7 @@ class TestSearch:
             best=lambda: best,
             found=lambda: load_settings(None),
             costs=lambda name: (100.0 if name == "ease" else 200.0, 0.0),
+            lists_of=lambda name: tmp_path / f"{name}.npz",
             about={"users": 1, "everybody": 1},
             asked=asked,
             deadlines=deadlines,

@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from jobs.tuning.ground import PLAIN, Ground
 from jobs.tuning.plan import chosen_models, fit_sections
 from jobs.tuning.report import values, write_plot, write_report
 from jobs.tuning.split import split
-from jobs.tuning.studies import Study
+from jobs.tuning.studies import Study, key_of
 from jobs.tuning.trials import MARGIN, Models
 from jobs.tuning.worker import Failed, Worker
 from schemas.columns import EVENT, ITEM_ID, TS, USER_ID, VALUE
@@ -132,7 +130,7 @@ class Search:
         self.fitted = tuple(found)
         if len(found) > 1:
             pool = Pool(found, units, Ground.load(*self._ground), self.k)
-            key = _key([fit_sections(self.models.found(), name) for name in found])  # other candidates, another blend
+            key = key_of([fit_sections(self.models.found(), name) for name in found])  # other candidates, another blend
             study = partial(Study, self.files.journal, f"{BLEND}-{key}", seed=self.seed)
             self.blend_study = study_of(study, pool, self.settings.rank)
             blend = search(pool, self.blend_study, self.settings.rank, self._time_to_blend)
@@ -148,9 +146,7 @@ class Search:
         """The candidates of the users that are judged, by the model under the settings found, and the unit of its scores; None where
         that is no longer possible, or leaves no time to measure a blend of the models `beside` it and its own; the first one gets
         what it takes."""
-        sections = fit_sections(self.models.found(), name)
-        path = self.files.work / f"lists-{name}-{_key(sections)}.npz"
-        n = choose(self.settings, None, self.k).retrieve.candidates
+        sections, path = fit_sections(self.models.found(), name), self.models.lists_of(name)
         try:
             if not path.exists():
                 fit, user = self.models.costs(name)
@@ -160,7 +156,7 @@ class Search:
                     raise Failed("there is no time left to fit it once more, and again when the blend is measured")
                 deadline = self.budget.used + max(left, needed, SOON)
                 self.models.asked("fit", {"name": name, "sections": sections}, deadline)
-                self.models.asked("lists", {"n": n, "path": str(path)}, deadline)
+                self.models.asked("lists", {"n": self.settings.retrieve.candidates, "path": str(path)}, deadline)
         except Failed as error:
             self.progress.note(f"{name:<12} is not in the blend: {error}")
             return None
@@ -209,7 +205,8 @@ class Search:
 
     def reserved(self, models: Models) -> float:
         """Seconds that are to be left for what comes after the models' search."""
-        again = sum(fit + user * models.about["users"] for fit, user in map(models.costs, models.best()))
+        to_fit = [name for name in models.best() if not models.lists_of(name).exists()]
+        again = sum(fit + user * models.about["users"] for fit, user in map(models.costs, to_fit))
         blend = min(BLEND_SHARE * self.budget.seconds, BLEND_SECONDS)
         after = MARGIN * again + blend + self._evaluation(tuple(models.best()))
         return min(after, self.budget.seconds / 2)  # a short budget is better spent late than on nothing
@@ -254,10 +251,6 @@ class Search:
 
     def _checksums(self) -> dict[str, str]:
         return {path.name: file_checksum(path) for path in (self.files.train, self.files.valid)}
-
-
-def _key(values: Any) -> str:
-    return blake2b(dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def find(train: Path, search: Search) -> dict[str, Any]:

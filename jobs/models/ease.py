@@ -34,6 +34,8 @@ BLOCK = 256
 FIRST = (
     {"regularization": 300.0, "frequency_exponent": 0.3, "user_exponent": 0.15},
     {"regularization": 1500.0, "frequency_exponent": 0.9, "dropout": 0.2, "user_exponent": 0.35},
+    {"regularization": 100.0, "frequency_exponent": 0.3, "user_exponent": 0.15},
+    {"regularization": 1000.0, "frequency_exponent": 0.5},
 )
 """What `nightlist tune` tries first."""
 

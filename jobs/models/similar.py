@@ -38,10 +38,13 @@ LARGEST = 1e30
 FIRST = (
     {"neighbours": 500, "shrinkage": 0.1, "history_exponent": 0.5, "popularity_exponent": 0.5},
     {"neighbours": 200, "shrinkage": 1.0, "history_exponent": 1.0, "popularity_exponent": 0.6},
+    {"neighbours": 500, "shrinkage": 1.0, "user_exponent": 0.44, "history_exponent": 0.44, "popularity_exponent": 0.6},
+    {"neighbours": 500, "shrinkage": 0.1, "user_exponent": 0.77, "history_exponent": 0.77, "popularity_exponent": 0.42},
     {"neighbours": 30, "shrinkage": 0.4, "history_exponent": 1.0, "popularity_exponent": 0.3, "exponent": 1.5},
     {"neighbours": 75, "user_exponent": 0.0, "history_exponent": 0.3, "popularity_exponent": 0.15, "exponent": 0.4},
 )
-"""What `nightlist tune` tries first: the linear filter of a normalised graph, RP3beta, and what was best on data of our own."""
+"""What `nightlist tune` tries first: the linear filter of a normalised graph, RP3beta at three places, and what was best on data of our
+own."""
 
 
 class Settings(Section):

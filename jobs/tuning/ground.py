@@ -28,6 +28,8 @@ SMALLEST = 1e-30
 """As in stage 2: a positive that decays to 0 would come to mean "not seen"."""
 MOST_USERS = 6_000
 """Users judged, at most: their mean differs from everybody's by some 1 %, and equally for all trials."""
+FEW = 0.02
+"""Share of pairs whose weight is another one, below which weights say nothing."""
 BLOCK = 256
 """Users scored at a time, in as many threads as there are cores."""
 
@@ -72,8 +74,9 @@ class Ground:
 
     @property
     def has_weights(self) -> bool:
-        """Whether pairs differ in weight."""
-        return bool(np.ptp(self.training.weights.data) > 0) if self.training.weights.nnz else False
+        """Whether pairs differ in weight, and not only a few that stand in the file twice."""
+        weights = self.training.weights.data
+        return bool(weights.size and (weights != np.median(weights)).mean() >= FEW)
 
     def under(self, settings: DatasetSettings) -> tuple[Training, Users, Users]:
         """`training`, `users` and `sampled` with the weights that stage 2 gives under these settings."""

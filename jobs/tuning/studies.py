@@ -4,6 +4,7 @@ The n-th trial depends on the seed and on the results before it alone, so that a
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -26,6 +27,8 @@ REDUCTION = 3
 """Of the trials at a rung a third go on to three times the users."""
 TRIES_A_SETTING = 20
 """Trials of a study, at most, for each of its settings: by then TPE goes in circles."""
+FEWEST_TRIALS = 4
+"""Before them TPE has nothing to go by."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -97,7 +100,13 @@ class Study:
     def ask(self, params: Params | None = None) -> tuple[Trial, Params]:
         """The next trial: with these parameters, or the next of the first ones, or what TPE proposes."""
         count = len(self.finished())
-        sampler: Any = optuna.samplers.TPESampler(seed=_seed(self.seed, self.name, count), multivariate=True)
+        sampler: Any = optuna.samplers.TPESampler(
+            n_startup_trials=max(
+                FEWEST_TRIALS, len(self.first)
+            ),  # it begins where the given ones end, and by chance nowhere
+            seed=_seed(self.seed, self.name, count),
+            multivariate=True,
+        )
         if params is None and count < len(self.first):
             params = self.first[count]
         if params is not None:
@@ -112,6 +121,11 @@ class Study:
             trial.set_user_attr("why", why)
         state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
         self.study.tell(trial, value, state=state)
+
+
+def key_of(values: Any) -> str:
+    """A short digest of plain values."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def distribution(mark: Between | OneOf, default: Any) -> BaseDistribution:

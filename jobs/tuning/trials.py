@@ -7,6 +7,7 @@ most of the work where there are many items.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -19,16 +20,17 @@ from jobs.config import RootSettings
 from jobs.progress import Progress
 from jobs.tuning.budget import Budget
 from jobs.tuning.plan import DATASET, Whole, first_tries, fit_sections, for_good, for_trial, ranges, with_params
-from jobs.tuning.studies import Params, Study
+from jobs.tuning.studies import Params, Study, key_of
 from jobs.tuning.worker import Failed, Worker
 
-RUNGS = (1, 3, 9)
-"""Ninths of the users."""
-FEWEST_USERS = 300
-"""A rung with fewer would tell chance from merit no better than chance: small data has one rung only."""
+RUNGS = (1, 3)
+"""Thirds of the users."""
+FEWEST_USERS = 2_000
+"""A rung with fewer would end better settings by chance: of so many users the difference of two settings has a standard error of 1 %,
+and good settings differ by less."""
 FIRST_SHARE = 0.5
 """Of the time for models, for the first model where the dataset's settings are tuned with it; less where others do better."""
-LONGEST = 0.2
+LONGEST = 0.12
 """Of the whole budget, for one trial."""
 FOR_GOOD = 1 / 8
 """Of the whole budget, for a fit on all items of a model that is tried on fewer; `tune` makes two, one for the blend and one to measure."""
@@ -151,7 +153,10 @@ class Models:
             return untried[0] if untried else None
         first = self.names[0]
         top = max((best.value for best in self.best().values()), default=0.0) or 1.0
-        worth = {name: (best.value / top) ** 2 for name, best in self.best().items()}
+        # What is tried on fewer items is better than it looks by as much as nobody knows.
+        worth = {
+            name: 1.0 if self._whole(name).judge > 1 else (best.value / top) ** 2 for name, best in self.best().items()
+        }
         decides = any(key.startswith(f"{DATASET}.") for key in self.studies[first].ranges)
         share = FIRST_SHARE * worth.get(first, 1.0) if decides else 0.0
         if first in open_ and self.spent[first] < share * (sum(self.spent.values()) + self.time):
@@ -172,11 +177,27 @@ class Models:
             fit = {"name": name, "sections": fit_sections(tried, name)}
             seconds = self.asked("fit", fit, deadline)["seconds"]
             study.tell(trial, self._judged(trial, seconds, deadline))
+            self._keep(name, trial, deadline)
         except Failed as error:
             study.tell(trial, None, str(error))
         except BaseException:
             self.worker.end()
             raise
+
+    def _keep(self, name: str, trial: Trial, deadline: float) -> None:
+        """Write the lists of what is the best trial now: the blend needs them, and would have to fit it once more."""
+        best = self.studies[name].best()
+        if best is None or best.number != trial.number or self._whole(name).judge > 1:
+            return
+        path = self.lists_of(name)
+        for before in path.parent.glob(f"lists-{name}-*.npz"):
+            before.unlink()
+        with suppress(Failed):  # no time: they are made later, or not at all
+            self.asked("lists", {"n": self.settings.retrieve.candidates, "path": str(path)}, deadline)
+
+    def lists_of(self, name: str) -> Path:
+        """Where the lists of a model under the settings found are, or will be."""
+        return self.journal.with_name(f"lists-{name}-{key_of(fit_sections(self.found(), name))}.npz")
 
     def _judged(self, trial: Trial, fitted: float, deadline: float) -> float | None:
         """The mean over all users, or None where a rung was the last."""
