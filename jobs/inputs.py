@@ -152,7 +152,8 @@ def read_frame(spark: "SparkSession", path: str, format: str, options: Mapping[s
     """Any table that Spark reads; without a format, by the path's ending. Raises InputError naming `setting` and the path."""
     kind = format.lower() or _by_ending(path) or "parquet"
     if kind == "csv":
-        options = CSV | ({"sep": "\t"} if path.lower().endswith(".tsv") else {}) | dict(options)
+        tabs = path.lower().endswith(".tsv") and "delimiter" not in options
+        options = CSV | ({"sep": "\t"} if tabs else {}) | dict(options)
     try:
         reader = spark.read.format(format or kind).options(**options)
         frame = reader.option("dbtable", path).load() if kind == "jdbc" else reader.load(path)

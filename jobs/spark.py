@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 
 import jobs
@@ -55,7 +56,9 @@ def session(settings: SparkSettings) -> "SparkSession":
     _let_workers_import_the_project()
     # Without a JVM, SparkConf knows nothing of what spark-submit was given; what Java says on stdout would spoil our JSON.
     at_start = SparkConf(loadDefaults=False).setAll(_at_start(settings))
-    SparkContext._ensure_initialized(gateway=SparkContext._gateway or launch_gateway(at_start, {"stdout": 2}))
+    SparkContext._ensure_initialized(
+        gateway=SparkContext._gateway or launch_gateway(at_start, {"stdout": 2 if sys.stderr else DEVNULL})
+    )
     given = SparkConf()
     if not given.get("spark.master") and settings.master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # nothing of a local night listens to the network
@@ -67,9 +70,8 @@ def session(settings: SparkSettings) -> "SparkSession":
     for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
         builder = builder.config(f"spark.executorEnv.{variable}", "1")
-    builder = builder.config(
-        "spark.executorEnv.PYTHONSAFEPATH", "1"
-    )  # else a folder `jobs` where the night starts is imported
+    # Else workers would import a folder `jobs` that stands where the night is started.
+    builder = builder.config("spark.executorEnv.PYTHONSAFEPATH", "1")
     return builder.getOrCreate()
 
 

@@ -19,7 +19,8 @@ from schemas.settings import CONFIG_FILE, CONFIG_VARIABLE, load_auth_settings, l
 _config = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
 _settings = load_service_settings(_config)[1]
 
-bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
+_host = _settings.host.strip("[]")
+bind = f"[{_host}]:{_settings.port}" if ":" in _host else f"{_host}:{_settings.port}"
 workers = _settings.workers
 threads = _settings.threads
 worker_class = "gthread"

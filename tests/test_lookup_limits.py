@@ -79,6 +79,7 @@ def test_a_lookup_that_finds_no_end_is_answered_at_its_deadline(world: World, re
     reader.free.set()
 
     assert eventually(lambda: api.ask(USER).status_code == 200)
+    assert eventually(lambda: api.ask(USER).json.get("source") == "personal")
 
 
 def test_no_more_lookups_than_allowed_are_under_way(world: World, reader: Scripted) -> None:

@@ -348,7 +348,9 @@ def test_what_went_well_is_not_logged_by_default(start: Start) -> None:
     assert not [line for line in lines if line.get("status") in (200, 404) and line["ms"] < 250]
 
 
-@pytest.mark.parametrize(("host", "bind"), [("127.0.0.1", "127.0.0.1:9"), ("::1", "[::1]:9"), ("::", "[::]:9")])
+@pytest.mark.parametrize(
+    ("host", "bind"), [("127.0.0.1", "127.0.0.1:9"), ("::1", "[::1]:9"), ("[::1]", "[::1]:9"), ("::", "[::]:9")]
+)
 def test_gunicorn_binds_where_serve_says(tmp_path: Path, host: str, bind: str) -> None:
     """An address of IPv6 in brackets: its colons begin no port."""
     config = tmp_path / "nightlist.toml"

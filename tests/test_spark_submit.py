@@ -40,7 +40,7 @@ def test_spark_submit_does_the_same_as_the_command(archive, stranger, tmp_path, 
     submitted.settings()
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "jobs").mkdir(parents=True)
-    (elsewhere / "jobs" / "__init__.py").write_text("raise RuntimeError('somebody else's')")
+    (elsewhere / "jobs" / "__init__.py").write_text("raise RuntimeError('not ours')")
 
     conf = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
     script = ["jobs/nightly.py", "--config", submitted.config, "--date", DAY, "--json"]

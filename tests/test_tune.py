@@ -199,14 +199,16 @@ def test_columns_and_kinds_of_events_are_those_of_the_configuration(spark: Spark
     shown = [{"who": row["who"], "item_id": 1000 + number % 50} for number, row in enumerate(liked)]
     rows = [row | {"event": "like"} for row in liked] + [row | {"event": "impression"} for row in shown]
     train, config, out = write_table(rows, tmp_path / "E.parquet"), tmp_path / "nightlist.toml", tmp_path / "F.toml"
-    config.write_text('[events]\ncolumns = { user_id = "who" }\nweights = { like = 3.0, "add to cart" = 4.0 }\n')
+    config.write_text(
+        '[events]\ncolumns = { user_id = "who" }\nweights = { like = 3.0, "add to cart" = 4.0, "👍" = 1.0 }\n'
+    )
 
     said = tuned(train, out, "--models", "popular", "--config", config, budget=0.2)
     found = evaluated(out.with_name("F.train.parquet"), out.with_name("F.valid.parquet"), out)
 
     assert said["users"] == 100
     assert said["hit@20"] > 0, "50 items were shown to more people than any was liked by"
-    assert load_settings(out).events.weights == {"like": 3.0, "add to cart": 4.0}
+    assert load_settings(out).events.weights == {"like": 3.0, "add to cart": 4.0, "👍": 1.0}
     assert evaluated(train, train, out, "--k", 5)["users"] == 0, "F.toml names the columns of the whole file, too"
     assert {name: found[name] for name in METRICS} == {name: said[name] for name in METRICS}
 

@@ -540,7 +540,7 @@ class TestWorker:
     ) -> None:
         """Many a folder from which one works has jobs in it."""
         (tmp_path / "jobs").mkdir()
-        (tmp_path / "jobs" / "__init__.py").write_text("raise RuntimeError('somebody else's')")
+        (tmp_path / "jobs" / "__init__.py").write_text("raise RuntimeError('not ours')")
         monkeypatch.chdir(tmp_path)
 
         assert worker.ask({"do": "about", "with": {}}, 60)["users"] == 12

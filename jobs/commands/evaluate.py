@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,14 @@ def measure(train: Path, test: Path, settings: RootSettings, progress: Progress)
     """
     spark = session(settings.spark)
     known, asked = (events_of(spark, path, name, settings) for name, path in (("train", train), ("test", test)))
+    weighed = settings.events
     settings, day = for_files(settings, known)
     with tempfile.TemporaryDirectory(prefix="nightlist-") as folder:
         run = RunFolder(Path(folder), "evaluate", progress)
         buckets = Buckets(spark, run.digest, settings.dataset.parts, progress)
         kept = cleaned(run, known, settings, day)
         lists = recommend(run, buckets, kept, Inputs(known, None, None, None), settings, day)
-        pairs = new_pairs(known, asked, settings.events)
+        pairs = new_pairs(known, asked, weighed)
         seconds = {f"{name}_seconds": record.seconds for name in ("train", "retrieve") if (record := run.record(name))}
         return score(run.folder, lists, pairs, settings) | seconds
 
@@ -94,12 +94,14 @@ def events_of(spark: SparkSession, path: Path, option: str, settings: RootSettin
     end = datetime(SOME_DAY.year, SOME_DAY.month, SOME_DAY.day, 23, 59, 59, tzinfo=UTC)
     constants = {EVENT: ANY_EVENT, TS: end.strftime("%Y-%m-%d %H:%M:%S")}
     frame = read_beside(spark, str(path), settings.input, f"--{option}")
-    named = {name: raw for name, raw in settings.events.columns.items() if raw in frame.columns}
+    raw = {name: (settings.events.columns.get(name, name), name) for name in (USER_ID, ITEM_ID, EVENT, TS, VALUE)}
+    there = {name: column for name, either in raw.items() for column in either[::-1] if column in frame.columns}
+    if {USER_ID, ITEM_ID} <= there.keys():  # else the error names all columns
+        frame = frame.select(*(F.col(f"`{column}`") for column in dict.fromkeys(there.values())))
     try:
-        found = table_of(frame, EVENTS_TABLE, named, constants)
+        return table_of(frame, EVENTS_TABLE, there, constants)
     except InputError as error:
         raise InputError(f"--{option} {path}: {error}") from None
-    return replace(found, frame=frame.select(*(F.col(f"`{raw}`") for raw in dict.fromkeys(found.columns.values()))))
 
 
 def for_files(settings: RootSettings, known: RawTable) -> tuple[RootSettings, date]:
@@ -121,11 +123,11 @@ def for_files(settings: RootSettings, known: RawTable) -> tuple[RootSettings, da
 
 
 def counting(table: RawTable, settings: EventsSettings) -> DataFrame:
-    """The rows in our names, without those of a kind that weighs nothing."""
+    """The rows in our names, without those of no kind, or of one that weighs nothing."""
     if EVENT not in table.columns:
         return table.mapped()
     weight = events.weight_of({EVENT: F.col(EVENT)}, EventsSettings(weights=settings.weights))
-    return table.mapped().where(weight > 0)
+    return table.mapped().where((weight > 0) & (F.col(EVENT) != ""))
 
 
 def _pairs(table: RawTable, settings: EventsSettings) -> DataFrame:
@@ -160,7 +162,7 @@ def evaluate(
     """Measure a model, or the blend, on a train and a test file, by the night's own stages.
 
     Means over all users of --test with at least one new pair; a user whom --train doesn't have gets the popular list. Of [events],
-    the names of columns and the weights of kinds count; every row is taken, whatever a night would reject.
+    the names of columns and the weights of kinds count, and no other setting.
     """
     with as_json_line(as_json) as say:
         configured = config or any(override.startswith("retrieve.models") for override in overrides)

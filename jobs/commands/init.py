@@ -67,18 +67,14 @@ def toml(value: Any) -> str:
     if isinstance(value, BaseModel):
         return toml(value.model_dump())
     if isinstance(value, dict):
-        return (
-            "{ "
-            + ", ".join(f"{k if BARE.fullmatch(k) else json.dumps(k)} = {toml(v)}" for k, v in value.items())
-            + " }"
-            if value
-            else "{}"
-        )
+        members = [f"{key if BARE.fullmatch(key) else toml(key)} = {toml(each)}" for key, each in value.items()]
+        return f"{{ {', '.join(members)} }}" if members else "{}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml(v) for v in value) + "]"
     if isinstance(value, date):
         return value.isoformat()
-    return json.dumps("" if value is None else str(value) if isinstance(value, Path | SecretStr) else value)
+    plain = "" if value is None else str(value) if isinstance(value, Path | SecretStr) else value
+    return json.dumps(plain, ensure_ascii=False)
 
 
 @click.command()

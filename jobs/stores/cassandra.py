@@ -77,7 +77,7 @@ class CassandraStore(RegistryStore):
         self._read().check_loading(run_id, fence)
         known = self._table_id(run_id)
         if known and not resume:  # a coordinator that stood still with a DROP in its hands would carry it out later
-            self._ddl("drop", table, progress)
+            self._drop_table(table, lambda: (progress(0), self._read().check_loading(run_id, fence)))
         self._ddl("lists", table, progress, known if resume else None)
         try:
             write = partial(write_parts, self.settings, table, fence)

@@ -76,7 +76,7 @@ class Worker:
     def _started(self) -> "subprocess.Popen[bytes]":
         # A session of its own: Ctrl-C is for who started it. Spark gave this process one BLAS thread; a fit may have all.
         environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "jobs.tuning.worker", *self._arguments],
             bufsize=0,
