@@ -27,7 +27,7 @@ FROZEN = 20.0
 COUNTED = 30.0
 """Seconds in which the service has to be back after all nodes are."""
 DEADLINE = 0.5
-SLACK = 1.0
+SLACK = 0.25
 """What server, client and a busy machine may add to a deadline."""
 
 

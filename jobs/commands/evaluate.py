@@ -25,6 +25,8 @@ from schemas.columns import EVENT, EVENTS_TABLE, ITEM_ID, TS, USER_ID, VALUE
 from schemas.errors import ConfigError, InputError
 
 BLEND = "blend"
+LOOKED_AT = (USER_ID, ITEM_ID, EVENT, TS, VALUE)
+"""Columns of a file; what it has besides is nobody's business."""
 ANY_EVENT = "event"
 """The kind of events in files that know no kinds."""
 SOME_DAY = date(2000, 1, 1)
@@ -94,8 +96,8 @@ def events_of(spark: SparkSession, path: Path, option: str, settings: RootSettin
     end = datetime(SOME_DAY.year, SOME_DAY.month, SOME_DAY.day, 23, 59, 59, tzinfo=UTC)
     constants = {EVENT: ANY_EVENT, TS: end.strftime("%Y-%m-%d %H:%M:%S")}
     frame = read_beside(spark, str(path), settings.input, f"--{option}")
-    raw = {name: (settings.events.columns.get(name, name), name) for name in (USER_ID, ITEM_ID, EVENT, TS, VALUE)}
-    there = {name: column for name, either in raw.items() for column in either[::-1] if column in frame.columns}
+    there = {name: name for name in LOOKED_AT if name in frame.columns}
+    there |= {name: raw for name, raw in settings.events.columns.items() if name in LOOKED_AT and raw in frame.columns}
     if {USER_ID, ITEM_ID} <= there.keys():  # else the error names all columns
         frame = frame.select(*(F.col(f"`{column}`") for column in dict.fromkeys(there.values())))
     try:

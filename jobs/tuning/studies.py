@@ -100,13 +100,9 @@ class Study:
     def ask(self, params: Params | None = None) -> tuple[Trial, Params]:
         """The next trial: with these parameters, or the next of the first ones, or what TPE proposes."""
         count = len(self.finished())
-        sampler: Any = optuna.samplers.TPESampler(
-            n_startup_trials=max(
-                FEWEST_TRIALS, len(self.first)
-            ),  # it begins where the given ones end, and by chance nowhere
-            seed=_seed(self.seed, self.name, count),
-            multivariate=True,
-        )
+        given = max(FEWEST_TRIALS, len(self.first))  # TPE begins where they end: Optuna would first draw by lot
+        seed = _seed(self.seed, self.name, count)
+        sampler: Any = optuna.samplers.TPESampler(n_startup_trials=given, seed=seed, multivariate=True)
         if params is None and count < len(self.first):
             params = self.first[count]
         if params is not None:
