@@ -150,7 +150,7 @@ def _open(
 
 def read_frame(spark: "SparkSession", path: str, format: str, options: Mapping[str, str], setting: str) -> DataFrame:
     """Any table that Spark reads; without a format, by the path's ending. Raises InputError naming `setting` and the path."""
-    kind = format.lower() or _by_ending(path) or "parquet"
+    kind = _kind(path, format)
     if kind == "csv":
         tabs = path.lower().endswith(".tsv") and "delimiter" not in options
         options = CSV | ({"sep": "\t"} if tabs else {}) | dict(options)
@@ -175,9 +175,12 @@ def read_beside(spark: "SparkSession", path: str, settings: InputSettings, setti
     Raises InputError.
     """
     format = "" if _by_ending(path) else settings.format
-    ours = settings.format.lower() or _by_ending(settings.events) or "parquet"
-    same = (format.lower() or _by_ending(path) or "parquet") == ours
+    same = _kind(path, format) == _kind(settings.events, settings.format)
     return read_frame(spark, path, format, settings.options if same else {}, setting)
+
+
+def _kind(path: str, format: str) -> str:
+    return format.lower() or _by_ending(path) or "parquet"
 
 
 def _by_ending(path: str) -> str | None:
